@@ -1,0 +1,542 @@
+//! One client's connection after the handshake: requests in batches in, replies in batches out.
+//!
+//! ```text
+//!   receive ─▶ parse ─▶ admit ─▶ memory ─▶ start ──ready──▶ outbox ─▶ one vectored send
+//!                                            └─pending─▶ in flight ─┘   as they finish
+//! ```
+//! A request's future is polled once where it is made. If nothing has to be waited for, its reply joins the batch and
+//! no task, lock or channel was involved; otherwise the future joins those in flight and the loop goes on.
+//!
+//! Invariant: a request that has started is always finished, whatever becomes of the client; one that has not started
+//! when the client is gone never does.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk_core::buf::{Buf, BufMut, Pool};
+use disk_core::client::Client;
+use disk_core::device::Device;
+use futures_util::poll;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use nbd_wire::{Admitted, Refused, Request, Session, Violation};
+use tokio::io::Interest;
+use tokio::task::coop::consume_budget;
+use tokio::time::Instant;
+use tokio_util::sync::ReusableBoxFuture;
+
+use crate::memory::{Allowance, Lease};
+use crate::outbox::Outbox;
+use crate::reply;
+use crate::request::{self, Context, Done};
+use crate::socket::Socket;
+use crate::stop::Stop;
+
+/// Bytes that one receive takes at most: some two thousand requests without payload.
+const RECEIVE: usize = 64 << 10;
+
+/// Bytes of replies that wait to be sent before no more requests are taken.
+const QUEUED_MOST: u64 = 4 << 20;
+
+/// How often a busy connection looks around: is its client still there, does it move, does the daemon stop?
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long a client may take for the next [`STALL_BYTES`] of a payload or of replies (or for all of it, if that is less)
+/// while others wait for the memory it holds. One byte now and then is not enough, or a few such clients could hold all
+/// memory for ever.
+const STALL_MOST: Duration = Duration::from_secs(10);
+
+/// See [`STALL_MOST`]: a link of a megabit a second manages.
+const STALL_BYTES: usize = 1 << 20;
+
+/// How long a client has to take its last replies when the daemon stops.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// The client said goodbye.
+    Disconnected,
+    /// The client closed the socket, or it broke.
+    Gone(io::Error),
+    /// The client broke the protocol.
+    Violation(Violation),
+    /// The client was too slow while others waited for the memory it held.
+    Stalled,
+    /// The daemon stops.
+    Stopped,
+}
+
+/// A future of one request.
+type InFlight = ReusableBoxFuture<'static, Done>;
+
+/// What is being received.
+enum Incoming {
+    /// The header of the next request.
+    Header,
+    /// The payload of an admitted write.
+    Payload { request: Admitted, lease: Lease, buffer: BufMut, filled: usize, pace: Pace },
+    /// So many bytes of a refused write's payload.
+    Skip(u64),
+    /// Nothing: a request waits for memory.
+    Memory { request: Admitted, lease: Pin<Box<dyn Future<Output = Lease> + Send>> },
+}
+
+/// Whether more requests are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    Serving,
+    /// The client said goodbye: what is in flight is finished and answered.
+    Leaving,
+    /// The daemon stops: the same, and what still comes is refused. Ends by then.
+    Stopping(Option<Instant>),
+}
+
+/// A connection of one client to one device.
+pub struct Connection {
+    socket: Socket,
+    context: Arc<Context>,
+    allowance: Allowance,
+    most_in_flight: usize,
+    input: Input,
+    incoming: Incoming,
+    outbox: Outbox,
+    in_flight: FuturesUnordered<InFlight>,
+    /// A box that is used for the next request, as most are done in their first poll.
+    spare: Option<InFlight>,
+    mood: Mood,
+    /// Of replies that the socket does not take at once.
+    sending: Option<Pace>,
+    /// When to look around next.
+    look_at: Instant,
+}
+
+impl Connection {
+    /// A connection whose handshake is done; `leftover` are bytes that came behind it.
+    pub fn new(
+        socket: Socket,
+        session: Session,
+        leftover: &[u8],
+        device: Arc<Device>,
+        client: Client,
+        allowance: Allowance,
+        most_in_flight: usize,
+    ) -> Self {
+        Connection {
+            socket,
+            context: Arc::new(Context { device, client, session }),
+            allowance,
+            most_in_flight,
+            input: Input::new(leftover),
+            incoming: Incoming::Header,
+            outbox: Outbox::default(),
+            in_flight: FuturesUnordered::new(),
+            spare: None,
+            mood: Mood::Serving,
+            sending: None,
+            look_at: Instant::now(),
+        }
+    }
+
+    /// Serves the client until either side ends it. All requests that started are finished when this returns.
+    pub async fn serve(mut self, stop: &Stop) -> End {
+        let end = self.run(stop).await;
+        // Who has said goodbye is owed all that was asked for before, whether or not the answers can be sent.
+        if self.mood != Mood::Leaving || matches!(end, End::Stopped) {
+            self.context.client.leave();
+        }
+        while self.in_flight.next().await.is_some() {}
+        end
+    }
+
+    async fn run(&mut self, stop: &Stop) -> End {
+        loop {
+            if let Err(violation) = self.take_requests().await {
+                return End::Violation(violation);
+            }
+            let short_of_room = !self.takes_more();
+            if let Err(error) = self.send() {
+                return End::Gone(error);
+            }
+            if let Some(end) = self.ended() {
+                return end;
+            }
+            // Sending makes room for requests that are here already, and for which no byte will come any more.
+            let goes_on = if short_of_room && self.takes_more() { Ok(true) } else { self.receive() };
+            match goes_on {
+                // Once in a while other tasks of the thread get their turn.
+                Ok(true) => consume_budget().await,
+                Ok(false) => {
+                    if let Some(end) = self.wait(stop).await {
+                        return end;
+                    }
+                }
+                Err(error) => return End::Gone(error),
+            }
+            // Here, and not only where it waits: a client that floods never lets it wait.
+            if let Some(end) = self.look(stop) {
+                return end;
+            }
+        }
+    }
+
+    /// Parses and starts what has been received, as far as there is room for it.
+    async fn take_requests(&mut self) -> Result<(), Violation> {
+        while self.takes_more() {
+            match std::mem::replace(&mut self.incoming, Incoming::Header) {
+                Incoming::Header => {
+                    let Some((request, len)) =
+                        Request::parse(self.input.bytes(), self.context.session.header_style())?
+                    else {
+                        return Ok(());
+                    };
+                    self.input.consume(len);
+                    self.take(request).await?;
+                }
+                Incoming::Payload { request, lease, mut buffer, mut filled, pace } => {
+                    filled += self.input.take_into(&mut buffer[filled..]);
+                    if filled < buffer.len() {
+                        self.incoming = Incoming::Payload { request, lease, buffer, filled, pace };
+                        return Ok(());
+                    }
+                    self.start(request, Some(buffer.freeze()), lease).await;
+                }
+                Incoming::Skip(left) => {
+                    let skipped = (self.input.bytes().len() as u64).min(left);
+                    self.input.consume(skipped as usize);
+                    if skipped < left {
+                        self.incoming = Incoming::Skip(left - skipped);
+                        return Ok(());
+                    }
+                }
+                memory @ Incoming::Memory { .. } => {
+                    self.incoming = memory;
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what is being received goes on. A payload always does: it has its memory, and may be all that the
+    /// connection waits for.
+    fn takes_more(&self) -> bool {
+        match self.incoming {
+            Incoming::Payload { .. } | Incoming::Skip(_) => true,
+            Incoming::Memory { .. } => false,
+            Incoming::Header => {
+                self.mood != Mood::Leaving
+                    && self.in_flight.len() < self.most_in_flight
+                    && self.outbox.queued() < QUEUED_MOST
+                    && !self.allowance.is_used_up()
+            }
+        }
+    }
+
+    /// One request, whole but for its payload.
+    async fn take(&mut self, request: Request) -> Result<(), Violation> {
+        // Two thousand requests may be here already.
+        consume_budget().await;
+        let admitted = match self.context.session.admit(&request) {
+            Ok(admitted) => admitted,
+            Err(Refused::Reply(refusal)) => {
+                tracing::debug!(diskchain.client = self.context.client.id(), ?request, ?refusal, "refused");
+                reply::refuse(&self.context.session, &mut self.outbox, &request, &refusal);
+                self.incoming = Incoming::Skip(refusal.skip);
+                return Ok(());
+            }
+            Err(Refused::Drop(violation)) => return Err(violation),
+        };
+        if admitted.is_disconnect() {
+            self.mood = Mood::Leaving;
+            return Ok(());
+        }
+        if let Mood::Stopping(_) = self.mood {
+            reply::refuse_stopping(&self.context.session, &mut self.outbox, &request);
+            self.incoming = Incoming::Skip(admitted.payload_len());
+            return Ok(());
+        }
+        let memory = request::memory(&self.context.session, &admitted);
+        match self.allowance.try_take(memory) {
+            Some(lease) => self.go_on(admitted, lease).await,
+            None => {
+                let lease = Box::pin(self.allowance.take(memory));
+                self.incoming = Incoming::Memory { request: admitted, lease };
+            }
+        }
+        Ok(())
+    }
+
+    /// A request that has its memory: on to its payload, or to work.
+    async fn go_on(&mut self, request: Admitted, lease: Lease) {
+        match request.payload_len() {
+            0 => self.start(request, None, lease).await,
+            len => {
+                let buffer = Pool::global().take(len as usize);
+                self.incoming = Incoming::Payload { request, lease, buffer, filled: 0, pace: Pace::start() };
+            }
+        }
+    }
+
+    /// Starts a request. Most are done when this returns.
+    async fn start(&mut self, request: Admitted, payload: Option<Buf>, lease: Lease) {
+        let work = request::execute(Arc::clone(&self.context), request, payload, lease);
+        let mut future = match self.spare.take() {
+            Some(mut spare) => {
+                spare.set(work);
+                spare
+            }
+            None => ReusableBoxFuture::new(work),
+        };
+        match poll!(&mut future) {
+            std::task::Poll::Ready(done) => {
+                self.spare = Some(future);
+                reply::answer(&self.context.session, &mut self.outbox, done);
+            }
+            std::task::Poll::Pending => self.in_flight.push(future),
+        }
+    }
+
+    /// Sends as much as the socket takes.
+    fn send(&mut self) -> io::Result<()> {
+        while !self.outbox.is_empty() {
+            let written = self.socket.try_write(&self.outbox.slices());
+            match written {
+                Ok(written) => {
+                    self.outbox.advance(written);
+                    if let Some(pace) = &mut self.sending {
+                        pace.moved(written);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.sending.get_or_insert_with(Pace::start);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.sending = None;
+        Ok(())
+    }
+
+    /// Receives what is there, if there is room for it. Returns whether anything came.
+    fn receive(&mut self) -> io::Result<bool> {
+        if !self.receives() {
+            return Ok(false);
+        }
+        let received = match &mut self.incoming {
+            // Straight into its own buffer, past the input.
+            Incoming::Payload { buffer, filled, pace, .. } if self.input.is_empty() => {
+                self.socket.try_read(&mut buffer[*filled..]).inspect(|len| {
+                    *filled += len;
+                    pace.moved(*len);
+                })
+            }
+            _ => self.input.fill(|room| self.socket.try_read(room)),
+        };
+        match received {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn receives(&self) -> bool {
+        self.takes_more() && !self.input.is_full()
+    }
+
+    /// Whether everything is done that is going to be.
+    fn ended(&self) -> Option<End> {
+        let idle = self.in_flight.is_empty() && self.outbox.is_empty();
+        match self.mood {
+            Mood::Leaving if idle => Some(End::Disconnected),
+            // What is still being received was never acknowledged: the client sends it again elsewhere.
+            Mood::Stopping(_) if idle => Some(End::Stopped),
+            _ => None,
+        }
+    }
+
+    /// Waits until something can go on.
+    async fn wait(&mut self, stop: &Stop) -> Option<End> {
+        let receives = self.receives();
+        let sends = !self.outbox.is_empty();
+        let interest = match (receives, sends) {
+            (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+            (true, false) => Some(Interest::READABLE),
+            (false, true) => Some(Interest::WRITABLE),
+            (false, false) => None,
+        };
+        let idle = self.in_flight.is_empty() && !sends && matches!(self.incoming, Incoming::Header);
+        if idle {
+            self.input.release();
+            self.spare = None;
+        }
+        let stops = self.mood != Mood::Leaving && !matches!(self.mood, Mood::Stopping(_));
+        let memory = async {
+            match &mut self.incoming {
+                Incoming::Memory { lease, .. } => lease.as_mut().await,
+                _ => std::future::pending().await,
+            }
+        };
+        let socket = &self.socket;
+        let ready = async {
+            match interest {
+                Some(interest) => socket.ready(interest).await.map(drop),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(done) = self.in_flight.next() => {
+                reply::answer(&self.context.session, &mut self.outbox, done);
+                // Whatever else is done goes out with it.
+                while let std::task::Poll::Ready(Some(done)) = poll!(self.in_flight.next()) {
+                    reply::answer(&self.context.session, &mut self.outbox, done);
+                }
+            }
+            lease = memory => {
+                if let Incoming::Memory { request, .. } =
+                    std::mem::replace(&mut self.incoming, Incoming::Header)
+                {
+                    self.go_on(request, lease).await;
+                }
+            }
+            ready = ready => {
+                if let Err(error) = ready {
+                    return Some(End::Gone(error));
+                }
+            }
+            () = stop.stopping(), if stops => self.mood = Mood::Stopping(None),
+            () = stop.cutting() => return Some(End::Stopped),
+            () = tokio::time::sleep_until(self.look_at), if !idle => {}
+        }
+        None
+    }
+
+    /// Now and then, a look around.
+    fn look(&mut self, stop: &Stop) -> Option<End> {
+        let now = Instant::now();
+        if now < self.look_at {
+            return None;
+        }
+        self.look_at = now + LOOK;
+        if stop.is_cutting() {
+            return Some(End::Stopped);
+        }
+        if self.mood == Mood::Serving && stop.is_stopping() {
+            self.mood = Mood::Stopping(None);
+        }
+        // Who has said goodbye may close its side at once, and still waits for answers.
+        if self.mood != Mood::Leaving && !self.receives() && self.socket.is_hung_up() {
+            return Some(End::Gone(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let receiving = match &self.incoming {
+            Incoming::Payload { pace, .. } => Some(pace),
+            _ => None,
+        };
+        let mut paces = receiving.into_iter().chain(&self.sending);
+        if paces.any(|pace| pace.stands(now)) && self.allowance.budget().is_wanted() {
+            return Some(End::Stalled);
+        }
+        if let Mood::Stopping(until) = &mut self.mood
+            && self.in_flight.is_empty()
+            && now >= *until.get_or_insert(now + FAREWELL)
+        {
+            return Some(End::Stopped);
+        }
+        None
+    }
+}
+
+/// How fast bytes move that others may be waiting for.
+struct Pace {
+    since: Instant,
+    bytes: usize,
+}
+
+impl Pace {
+    fn start() -> Self {
+        Pace { since: Instant::now(), bytes: 0 }
+    }
+
+    fn moved(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= STALL_BYTES {
+            *self = Pace::start();
+        }
+    }
+
+    fn stands(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) > STALL_MOST
+    }
+}
+
+/// Bytes that were received and not parsed yet.
+struct Input {
+    buffer: Option<BufMut>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    fn new(leftover: &[u8]) -> Self {
+        let mut input = Input { buffer: None, start: 0, end: 0 };
+        if !leftover.is_empty() {
+            let mut buffer = Pool::global().take(leftover.len().max(RECEIVE));
+            buffer[..leftover.len()].copy_from_slice(leftover);
+            input = Input { buffer: Some(buffer), start: 0, end: leftover.len() };
+        }
+        input
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.buffer.as_ref().map_or(&[], |buffer| &buffer[self.start..self.end])
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    fn is_full(&self) -> bool {
+        self.buffer.as_ref().is_some_and(|buffer| self.end - self.start == buffer.len())
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.start += len;
+        debug_assert!(self.start <= self.end);
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Moves bytes to where they belong; returns how many.
+    fn take_into(&mut self, into: &mut [u8]) -> usize {
+        let len = into.len().min(self.end - self.start);
+        into[..len].copy_from_slice(&self.bytes()[..len]);
+        self.consume(len);
+        len
+    }
+
+    fn fill(&mut self, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
+        let buffer = self.buffer.get_or_insert_with(|| Pool::global().take(RECEIVE));
+        if self.end == buffer.len() {
+            buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let len = read(&mut buffer[self.end..])?;
+        self.end += len;
+        Ok(len)
+    }
+
+    /// Gives the buffer back while nothing is in it.
+    fn release(&mut self) {
+        if self.is_empty() {
+            self.buffer = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! Clients that flood, dribble, and say goodbye, at the other end of a socket pair.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use disk_core::chain::{Chain, ChainOptions};
+use disk_core::device::DeviceOptions;
+use disk_core::format::Format;
+use disk_core::format::raw::Raw;
+use disk_core::storage::MemStorage;
+use disk_core::throttle::{Dimension, Limits, Rates, Throttle};
+use nbd_wire::{
+    Abilities, BlockSize, Command, CommandFlags, Context as MetaContext, Denial, ExportInfo, Exports,
+    Handshake, HeaderStyle, Progress,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::memory::{Budget, PRIVATE};
+
+const SIZE: u64 = 1 << 20;
+
+/// One export of every name.
+struct One;
+
+impl Exports for One {
+    fn list(&self) -> Option<Vec<(String, String)>> {
+        None
+    }
+
+    fn find(&self, name: &str) -> Result<ExportInfo, Denial> {
+        Ok(ExportInfo {
+            name: name.to_owned(),
+            description: String::new(),
+            size: SIZE,
+            abilities: Abilities { multi_conn: true, ..Abilities::default() },
+            block_size: BlockSize { minimum: 1, preferred: 4096, maximum: 32 << 20 },
+            contexts: vec![MetaContext::Allocation, MetaContext::AllocationDepth],
+        })
+    }
+}
+
+/// The session of a client that sends these options, each with its data.
+fn session(options: &[(u32, &[u8])]) -> Session {
+    let mut bytes = 3u32.to_be_bytes().to_vec();
+    for (number, data) in options {
+        bytes.extend_from_slice(b"IHAVEOPT");
+        bytes.extend_from_slice(&number.to_be_bytes());
+        bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(data);
+    }
+    match Handshake::default().feed(&bytes, &One, &mut Vec::new()) {
+        Ok((_, Progress::Chosen(session))) => session,
+        other => panic!("{other:?}"),
+    }
+}
+
+struct Served {
+    stop: Stop,
+    budget: Budget,
+    end: JoinHandle<End>,
+}
+
+/// A connection over a disk in memory, and the client's end of its socket.
+async fn served(limits: Limits) -> (Served, UnixStream) {
+    let layer = Raw.open(Arc::new(MemStorage::new(SIZE)), false).await.expect("raw always opens");
+    let chain = Chain::new(vec![layer], ChainOptions::default());
+    let throttle = Arc::new(Throttle::new(limits, None));
+    let device = Arc::new(Device::new("disk".into(), chain, throttle, DeviceOptions::default()));
+    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+    let budget = Budget::new(SIZE);
+    let allowance = Allowance::new(budget.clone());
+    let session = session(&[(1, b"disk")]);
+    let connection = Connection::new(Socket::Unix(ours), session, &[], device, Client::new(), allowance, 128);
+    let stop = Stop::default();
+    let heard = stop.clone();
+    let end = tokio::spawn(async move { connection.serve(&heard).await });
+    (Served { stop, budget, end }, theirs)
+}
+
+fn request(command: Command, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let flags = CommandFlags::default();
+    Request { flags, command, cookie, offset, length }.encode(HeaderStyle::Compact, &mut bytes);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_client_that_floods_without_a_pause_is_stopped_with_the_others() {
+    let (served, client) = served(Limits::default()).await;
+    let client = client.into_std().expect("a socket");
+    client.set_nonblocking(false).expect("a blocking socket");
+    let another = || -> StdStream { client.try_clone().expect("another handle") };
+    let (mut sending, mut receiving) = (another(), another());
+    let flood = std::thread::spawn(move || {
+        // Few bytes for much work: they come faster than they are done.
+        sending.write_all(&request(Command::Write, 1, 0, SIZE)).expect("sent");
+        sending.write_all(&vec![1; SIZE as usize]).expect("sent");
+        let mut zeroes = Vec::new();
+        let (flags, command) = (CommandFlags(CommandFlags::NO_HOLE), Command::WriteZeroes);
+        Request { flags, command, cookie: 2, offset: 0, length: SIZE }
+            .encode(HeaderStyle::Compact, &mut zeroes);
+        let requests = zeroes.repeat(2000);
+        while sending.write_all(&requests).is_ok() {}
+    });
+    let received = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&received);
+    let drain = std::thread::spawn(move || {
+        let mut replies = vec![0; 1 << 20];
+        while let Ok(len @ 1..) = receiving.read(&mut replies) {
+            counter.fetch_add(len as u64, Ordering::Relaxed);
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(received.load(Ordering::Relaxed) > 0, "the flood is on");
+    served.stop.stop();
+    let end = tokio::time::timeout(Duration::from_secs(3), served.end).await;
+    // Whatever came of it, the flood must end, or the runtime could not.
+    let _ = client.shutdown(std::net::Shutdown::Both);
+    let end = end.expect("it ends although requests keep coming").expect("no panic");
+    assert!(matches!(end, End::Stopped), "{end:?}");
+    flood.join().expect("no panic");
+    drain.join().expect("no panic");
+}
+
+#[tokio::test]
+async fn what_was_asked_for_before_goodbye_is_done_and_answered_although_the_client_closes_its_side() {
+    let mut rates = Rates::default();
+    rates[Dimension::BpsWrite].avg = 8192;
+    let (served, mut client) = served(Limits::new(rates, 0).expect("valid")).await;
+    let mut bytes = Vec::new();
+    for cookie in 1..3 {
+        bytes.extend(request(Command::Write, cookie, 0, 4096));
+        bytes.extend([cookie as u8; 4096]);
+    }
+    bytes.extend(request(Command::Disconnect, 9, 0, 0));
+    client.write_all(&bytes).await.expect("sent");
+    client.shutdown().await.expect("closed on this side");
+    let began = Instant::now();
+    let mut replies = Vec::new();
+    client.read_to_end(&mut replies).await.expect("received");
+    assert!(began.elapsed() > 2 * LOOK, "the second had to wait for the throttle");
+    let told: Vec<(u32, u64)> = replies
+        .chunks(16)
+        .map(|reply| {
+            let (_, errno, cookie) = (&reply[..4], &reply[4..8], &reply[8..]);
+            (
+                u32::from_be_bytes(errno.try_into().expect("4 bytes")),
+                u64::from_be_bytes(cookie.try_into().expect("8 bytes")),
+            )
+        })
+        .collect();
+    assert_eq!(told, [(0, 1), (0, 2)]);
+    assert!(matches!(served.end.await.expect("no panic"), End::Disconnected));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_dribbles_its_payload_gives_way_once_others_wait_for_its_memory() {
+    let (served, mut client) = served(Limits::default()).await;
+    client.write_all(&request(Command::Write, 1, 0, SIZE)).await.expect("sent");
+    let dribble = tokio::spawn(async move {
+        while client.write_all(&[7]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    tokio::time::sleep(3 * STALL_MOST).await;
+    assert!(!served.end.is_finished(), "while nobody waits it may take its time");
+    assert_eq!(served.budget.used(), SIZE, "the scenario: it holds all memory");
+    let waiting = Allowance::new(served.budget.clone()).take(PRIVATE);
+    tokio::time::timeout(2 * STALL_MOST, waiting).await.expect("it gets its memory");
+    assert!(matches!(served.end.await.expect("no panic"), End::Stalled));
+    dribble.await.expect("no panic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_slow_but_moves_keeps_its_memory() {
+    let (served, mut client) = served(Limits::default()).await;
+    let waiting = Allowance::new(served.budget.clone()).take(PRIVATE);
+    client.write_all(&request(Command::Write, 1, 0, SIZE)).await.expect("sent");
+    for _ in 0..64 {
+        tokio::time::sleep(STALL_MOST / 80).await;
+        client.write_all(&[7; SIZE as usize / 64]).await.expect("it is still served");
+    }
+    let mut reply = [0; 16];
+    client.read_exact(&mut reply).await.expect("answered");
+    assert_eq!(reply[4..8], [0; 4], "written");
+    waiting.await;
+    drop(client);
+    assert!(matches!(served.end.await.expect("no panic"), End::Gone(_)));
+}
+
+#[test]
+fn a_status_request_pays_for_the_longest_answer_and_that_fits_into_a_connections_own_memory() {
+    let strings = |all: &[&[u8]]| -> Vec<u8> {
+        all.iter().flat_map(|text| [&(text.len() as u32).to_be_bytes()[..], text].concat()).collect()
+    };
+    let mut contexts = strings(&[b"disk"]);
+    contexts.extend(2u32.to_be_bytes());
+    contexts.extend(strings(&[b"base:allocation", b"qemu:allocation-depth"]));
+    let mut go = strings(&[b"disk"]);
+    go.extend([0, 0]);
+    let session = session(&[(8, b""), (10, &contexts), (7, &go)]);
+    assert_eq!(session.contexts().len(), 2);
+    let ask = |flags| {
+        let command = Command::BlockStatus;
+        let asked = Request { flags: CommandFlags(flags), command, cookie: 1, offset: 0, length: SIZE };
+        request::memory(&session, &session.admit(&asked).expect("admitted"))
+    };
+    assert!((2048 * 2 * 16..PRIVATE).contains(&ask(0)), "{}", ask(0));
+    assert!(ask(CommandFlags::REQ_ONE) < 4096);
+}

@@ -1,0 +1,147 @@
+//! A disk of the daemon: its device, or for an ephemeral one the recipe for it.
+//!
+//! Invariant: at any time at most one device writes to a disk's images, and the overlay of an ephemeral disk exists
+//! exactly as long as somebody is attached.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use disk_core::Result;
+use disk_core::chain::{Chain, ChainOptions};
+use disk_core::device::{Device, DeviceOptions};
+use disk_core::format::Layer;
+use disk_core::throttle::Throttle;
+use diskchain_config::plan;
+
+use crate::overlay;
+
+/// A disk that clients can attach to.
+#[derive(Debug)]
+pub struct Disk {
+    /// What the configuration says of it.
+    pub plan: plan::Disk,
+    /// Its images, base first, as opened (parents that were searched included).
+    pub files: Vec<PathBuf>,
+    /// Its own limits and those of its group.
+    pub throttle: Arc<Throttle>,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Open from the start of the daemon to its end.
+    Permanent(Arc<Device>),
+    /// Made for the first client, dropped with the last.
+    Ephemeral(Ephemeral),
+}
+
+#[derive(Debug)]
+struct Ephemeral {
+    parents: Vec<Arc<dyn Layer>>,
+    /// Where overlays take their space.
+    directory: PathBuf,
+    options: (ChainOptions, DeviceOptions),
+    current: Mutex<Weak<Device>>,
+    /// Held while an overlay is made, so that two first clients get the same one.
+    making: tokio::sync::Mutex<()>,
+}
+
+impl Disk {
+    /// A disk over opened layers, base first.
+    pub fn new(
+        plan: plan::Disk,
+        files: Vec<PathBuf>,
+        layers: Vec<Arc<dyn Layer>>,
+        throttle: Arc<Throttle>,
+        chain: ChainOptions,
+        device: DeviceOptions,
+    ) -> Self {
+        let source = if plan.ephemeral {
+            let top = files.last().expect("a disk has an image");
+            let directory = top.parent().unwrap_or(top).to_owned();
+            Source::Ephemeral(Ephemeral {
+                parents: layers,
+                directory,
+                options: (chain, device),
+                current: Mutex::default(),
+                making: tokio::sync::Mutex::default(),
+            })
+        } else {
+            let chain = Chain::new(layers, chain);
+            Source::Permanent(Arc::new(Device::new(plan.name.clone(), chain, throttle.clone(), device)))
+        };
+        Disk { plan, files, throttle, source }
+    }
+
+    /// Bytes of the disk.
+    pub fn size(&self) -> u64 {
+        match &self.source {
+            Source::Permanent(device) => device.size(),
+            Source::Ephemeral(ephemeral) => ephemeral.top().info().size,
+        }
+    }
+
+    /// Whether all writes are refused.
+    pub fn read_only(&self) -> bool {
+        match &self.source {
+            Source::Permanent(device) => device.read_only(),
+            Source::Ephemeral(_) => false,
+        }
+    }
+
+    /// Its images, base first, without the overlay of an ephemeral disk.
+    pub fn layers(&self) -> &[Arc<dyn Layer>] {
+        match &self.source {
+            Source::Permanent(device) => device.chain().layers(),
+            Source::Ephemeral(ephemeral) => &ephemeral.parents,
+        }
+    }
+
+    /// Its images as they are used now, base first, with the overlay of an ephemeral disk last if there is one.
+    pub fn chain(&self) -> Vec<Arc<dyn Layer>> {
+        self.device().map_or_else(|| self.layers().to_vec(), |device| device.chain().layers().to_vec())
+    }
+
+    /// The device for a client that attaches; an ephemeral one lives while anybody holds it.
+    ///
+    /// # Errors
+    /// If an overlay cannot be made.
+    pub async fn attach(&self) -> Result<Arc<Device>> {
+        match &self.source {
+            Source::Permanent(device) => Ok(Arc::clone(device)),
+            Source::Ephemeral(ephemeral) => ephemeral.attach(&self.plan.name, &self.throttle).await,
+        }
+    }
+
+    /// The device if there is one now.
+    pub fn device(&self) -> Option<Arc<Device>> {
+        match &self.source {
+            Source::Permanent(device) => Some(Arc::clone(device)),
+            Source::Ephemeral(ephemeral) => ephemeral.current().upgrade(),
+        }
+    }
+}
+
+impl Ephemeral {
+    fn top(&self) -> &dyn Layer {
+        &**self.parents.last().expect("a disk has an image")
+    }
+
+    fn current(&self) -> MutexGuard<'_, Weak<Device>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn attach(&self, name: &str, throttle: &Arc<Throttle>) -> Result<Arc<Device>> {
+        let _making = self.making.lock().await;
+        if let Some(device) = self.current().upgrade() {
+            return Ok(device);
+        }
+        let overlay = overlay::create(&self.directory, self.top()).await?;
+        let layers = self.parents.iter().cloned().chain([overlay]).collect();
+        let (chain, options) = self.options;
+        let chain = Chain::new(layers, chain);
+        let device = Arc::new(Device::new(name.to_owned(), chain, throttle.clone(), options));
+        *self.current() = Arc::downgrade(&device);
+        Ok(device)
+    }
+}

@@ -1,0 +1,143 @@
+//! One request of a client, from admitted to answered: which call of the device it is, and what comes back.
+//!
+//! Invariant: every request yields exactly one [`Done`], whatever happens to it.
+
+use std::sync::Arc;
+
+use disk_core::buf::Buf;
+use disk_core::chain::{Pieces, StatusExtent, ZeroRequest};
+use disk_core::client::Client;
+use disk_core::device::Device;
+use disk_core::{ByteRange, Error, ErrorKind};
+use nbd_wire::{Admitted, Command, CommandFlags, ContextId, Errno, Session};
+
+use crate::errno::errno;
+use crate::memory::Lease;
+
+/// Extents that one status reply carries at most. What a client may ask in two contexts fits into a connection's own
+/// memory then.
+const EXTENTS_MOST: usize = 2048;
+
+/// Bytes of a descriptor on the wire, in its longer form.
+const DESCRIPTOR: usize = 16;
+
+/// A request that is carried out and not answered yet.
+#[derive(Debug)]
+pub struct Done {
+    /// The request.
+    pub request: Admitted,
+    /// What came of it.
+    pub answer: Answer,
+    /// Its memory, to be kept until the reply is sent.
+    pub lease: Lease,
+}
+
+/// What came of a request.
+#[derive(Debug)]
+pub enum Answer {
+    /// It is done.
+    Ok,
+    /// The data of a read.
+    Data(Pieces),
+    /// The status of a range, in these contexts.
+    Status(Vec<StatusExtent>, Vec<ContextId>),
+    /// It failed.
+    Failed(Errno, String),
+}
+
+/// What all requests of a connection share.
+#[derive(Debug)]
+pub struct Context {
+    /// The disk.
+    pub device: Arc<Device>,
+    /// Who asks.
+    pub client: Client,
+    /// What was negotiated.
+    pub session: Session,
+}
+
+/// Bytes of memory that a request takes until its reply is sent.
+pub fn memory(session: &Session, request: &Admitted) -> usize {
+    match request.command {
+        Command::BlockStatus => {
+            let each = size_of::<StatusExtent>() + session.contexts().len() * DESCRIPTOR;
+            request.buffer_len() + extents_most(request) * each
+        }
+        _ => request.buffer_len(),
+    }
+}
+
+fn extents_most(request: &Admitted) -> usize {
+    if request.flags.has(CommandFlags::REQ_ONE) { 1 } else { EXTENTS_MOST }
+}
+
+/// Carries out an admitted request.
+pub async fn execute(context: Arc<Context>, request: Admitted, payload: Option<Buf>, lease: Lease) -> Done {
+    let answer = match answer(&context, &request, payload).await {
+        Ok(answer) => answer,
+        Err(error) => failed(&context.device, &request, &error),
+    };
+    Done { request, answer, lease }
+}
+
+async fn answer(context: &Context, request: &Admitted, payload: Option<Buf>) -> Result<Answer, Error> {
+    let Context { device, client, .. } = context;
+    // The length of a status request with a payload is that of the payload.
+    let range = || ByteRange::at(request.offset, request.length);
+    match request.command {
+        Command::Read => return device.read(client, range()).await.map(Answer::Data),
+        Command::Write => {
+            if let Some(data) = payload {
+                device.write(client, request.offset, data, request.fua()).await?;
+            } else if request.fua() {
+                // A write of nothing that is to be durable.
+                device.flush(client).await?;
+            }
+        }
+        Command::WriteZeroes => {
+            let how = ZeroRequest {
+                may_free: !request.flags.has(CommandFlags::NO_HOLE),
+                fast_only: request.flags.has(CommandFlags::FAST_ZERO),
+            };
+            // The rarer ones are boxed, so that the future of a read or write stays small.
+            Box::pin(device.write_zeroes(client, range(), how, request.fua())).await?;
+        }
+        Command::Trim => Box::pin(device.discard(client, range(), request.fua())).await?,
+        Command::Flush => device.flush(client).await?,
+        Command::Cache => device.cache(client, range()).await?,
+        Command::BlockStatus => return Box::pin(status(context, request, payload)).await,
+        Command::Disconnect | Command::Unknown(_) => {
+            return Err(Error::new(ErrorKind::OutOfRange, "not a request that is carried out"));
+        }
+    }
+    Ok(Answer::Ok)
+}
+
+async fn status(context: &Context, request: &Admitted, payload: Option<Buf>) -> Result<Answer, Error> {
+    let Context { device, client, session } = context;
+    let (length, contexts) = match payload {
+        Some(payload) => match session.status_payload(request, &payload) {
+            Ok(selected) => selected,
+            Err(refusal) => return Ok(Answer::Failed(refusal.errno, refusal.text.to_owned())),
+        },
+        None => (request.length, session.contexts().iter().map(|(id, _)| *id).collect()),
+    };
+    let range = ByteRange::at(request.offset, length);
+    Ok(Answer::Status(device.block_status(client, range, extents_most(request)).await?, contexts))
+}
+
+/// Logs what really happened, and narrows it to what a client can be told.
+fn failed(device: &Device, request: &Admitted, error: &Error) -> Answer {
+    let routine = matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::Closed | ErrorKind::Unsupported);
+    if !routine {
+        tracing::warn!(
+            diskchain.disk = %device.name(),
+            op = ?request.command,
+            offset = request.offset,
+            length = request.length,
+            %error,
+            "request failed"
+        );
+    }
+    Answer::Failed(errno(error.kind()), error.to_string())
+}

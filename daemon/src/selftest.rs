@@ -1,0 +1,93 @@
+//! The self-test: a second implementation of NBD, the `nbd` crate, reads a disk's first and last block through the very
+//! code that serves clients.
+//!
+//! Invariant: nothing is written, and a disk that does not answer fails the test in bounded time.
+
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nbd_wire::{Command, CommandFlags, HeaderStyle, Request};
+
+use crate::server::Server;
+use crate::socket::Socket;
+
+/// How long one disk has to answer. A disk on slow storage takes a second or two for two cold reads.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Reads the first and the last block of an export.
+///
+/// # Errors
+/// What went wrong, in words.
+pub async fn run(server: &Arc<Server>, export: &str) -> Result<(), String> {
+    let (ours, theirs) = tokio::net::UnixStream::pair().map_err(|error| error.to_string())?;
+    server.adopt(Socket::Unix(ours));
+    let theirs = theirs.into_std().map_err(|error| error.to_string())?;
+    let name = export.to_owned();
+    let test = tokio::task::spawn_blocking(move || {
+        theirs.set_nonblocking(false)?;
+        theirs.set_read_timeout(Some(PATIENCE))?;
+        theirs.set_write_timeout(Some(PATIENCE))?;
+        read_ends(theirs, &name)
+    });
+    match test.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(format!("export {export}: the self-test failed: {error}")),
+        Err(_) => Err(format!("export {export}: the self-test was interrupted")),
+    }
+}
+
+/// The crate's client writes its headers field by field, and reads as it likes: both are gathered here.
+struct Gathered<S> {
+    reader: BufReader<S>,
+    unsent: Vec<u8>,
+}
+
+impl<S: Read + Write> Read for Gathered<S> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.flush()?;
+        self.reader.read(into)
+    }
+}
+
+impl<S: Read + Write> Write for Gathered<S> {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.unsent.extend_from_slice(from);
+        Ok(from.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.reader.get_mut().write_all(&self.unsent)?;
+        self.unsent.clear();
+        Ok(())
+    }
+}
+
+/// Reads the first and the last block of an export over a connected socket, which has time-outs.
+///
+/// # Errors
+/// What went wrong.
+pub fn read_ends(socket: impl Read + Write, export: &str) -> io::Result<()> {
+    let mut socket = Gathered { reader: BufReader::new(socket), unsent: Vec::new() };
+    let export = nbd::client::handshake(&mut socket, export.as_bytes())?;
+    let size = export.size;
+    let mut disk = nbd::client::NbdClient::new(&mut socket, &export);
+    let mut block = vec![0; size.min(512) as usize];
+    if !block.is_empty() {
+        disk.read_exact(&mut block)?;
+        disk.seek(SeekFrom::Start(size - block.len() as u64))?;
+        disk.read_exact(&mut block)?;
+    }
+    // The crate's client has no way to say goodbye.
+    let goodbye = Request {
+        flags: CommandFlags::default(),
+        command: Command::Disconnect,
+        cookie: 0,
+        offset: 0,
+        length: 0,
+    };
+    let mut bytes = Vec::new();
+    goodbye.encode(HeaderStyle::Compact, &mut bytes);
+    socket.write_all(&bytes)?;
+    socket.flush()
+}

@@ -1,0 +1,103 @@
+//! A connected stream socket, Unix or TCP, for the batch loop: try first, then wait for readiness.
+
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::{Interest, Ready};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A client's socket.
+#[derive(Debug)]
+pub enum Socket {
+    /// On a Unix socket.
+    Unix(UnixStream),
+    /// On TCP.
+    Tcp(TcpStream),
+}
+
+impl Socket {
+    /// Reads what is there, without waiting. 0 is the end of the stream.
+    pub fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Unix(stream) => stream.try_read(into),
+            Socket::Tcp(stream) => stream.try_read(into),
+        }
+    }
+
+    /// Writes what there is room for, without waiting.
+    pub fn try_write(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Socket::Unix(stream) => stream.try_write_vectored(from),
+            Socket::Tcp(stream) => stream.try_write_vectored(from),
+        }
+    }
+
+    /// Waits until reading or writing is worth a try.
+    pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        match self {
+            Socket::Unix(stream) => stream.ready(interest).await,
+            Socket::Tcp(stream) => stream.ready(interest).await,
+        }
+    }
+
+    /// Reads at least one byte; 0 is the end of the stream.
+    pub async fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.ready(Interest::READABLE).await?;
+            match self.try_read(into) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Writes all of `from`.
+    pub async fn write_all(&self, mut from: &[u8]) -> io::Result<()> {
+        while !from.is_empty() {
+            self.ready(Interest::WRITABLE).await?;
+            match self.try_write(&[IoSlice::new(from)]) {
+                Ok(written) => from = &from[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the other end is closed, without reading what may still be there.
+    pub fn is_hung_up(&self) -> bool {
+        let fd = match self {
+            Socket::Unix(stream) => stream.as_fd(),
+            Socket::Tcp(stream) => stream.as_fd(),
+        };
+        let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(gone)
+    }
+
+    /// The transport's name for status and metrics.
+    pub fn transport(&self) -> &'static str {
+        match self {
+            Socket::Unix(_) => "unix",
+            Socket::Tcp(_) => "tcp",
+        }
+    }
+
+    /// Who is at the other end: address and port, or the process of a Unix socket.
+    pub fn peer(&self) -> String {
+        match self {
+            Socket::Unix(stream) => match stream.peer_cred() {
+                Ok(credentials) => match credentials.pid() {
+                    Some(pid) => format!("pid {pid} uid {}", credentials.uid()),
+                    None => format!("uid {}", credentials.uid()),
+                },
+                Err(_) => "unknown".into(),
+            },
+            Socket::Tcp(stream) => {
+                stream.peer_addr().map_or_else(|_| "unknown".into(), |address| address.to_string())
+            }
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Buffers that block I/O moves through: aligned for O_DIRECT, pooled, sliceable without copies.
+//!
+//! ```text
+//!   Pool ── Arc<Chunk> (one aligned allocation, initialised memory)
+//!                │
+//!      ┌─────────┴──────────┐
+//!    BufMut  BufMut        Buf  Buf      disjoint views while mutable, shared views once frozen
+//! ```
+//! Invariant: the byte ranges of all live [`BufMut`]s of a chunk are disjoint from each other and from those
+//! of all its live [`Buf`]s. Only `take`, `split_to` and `freeze` make views, and each keeps it.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fmt;
+use std::ops::{Deref, DerefMut, RangeBounds};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Alignment of every chunk, in bytes: enough for O_DIRECT on 512 and 4096 byte sectors.
+pub const ALIGNMENT: usize = 4096;
+
+/// Size classes that are kept for reuse: 4 KiB, 8 KiB … 1 MiB. Larger chunks go back to the allocator, which
+/// gives their pages back to the kernel.
+const CLASSES: usize = 9;
+
+/// Bytes that one size class keeps at most, so that an idle daemon is a small one.
+const KEPT_PER_CLASS: usize = 2 << 20;
+
+/// Where buffers come from and go back to. Cheap to share; chunks outlive it if need be.
+#[derive(Default)]
+pub struct Pool {
+    free: [Mutex<Vec<Memory>>; CLASSES],
+    outstanding: AtomicU64,
+}
+
+impl Pool {
+    /// The pool of the whole process.
+    pub fn global() -> &'static Pool {
+        static POOL: OnceLock<Pool> = OnceLock::new();
+        POOL.get_or_init(Pool::default)
+    }
+
+    /// A buffer of `len` bytes. Its content is initialised but arbitrary (an earlier request's bytes): whoever
+    /// takes it fills it before anyone else sees it.
+    pub fn take(&'static self, len: usize) -> BufMut {
+        let memory = self.reuse(len).unwrap_or_else(|| Memory::allocate(capacity_for(len)));
+        self.outstanding.fetch_add(memory.capacity as u64, Ordering::Relaxed);
+        BufMut { chunk: Arc::new(Chunk { memory: Some(memory), pool: self }), start: 0, len }
+    }
+
+    /// Bytes of all buffers that are in use now, rounded up to their chunks.
+    pub fn outstanding(&self) -> u64 {
+        self.outstanding.load(Ordering::Relaxed)
+    }
+
+    fn reuse(&self, len: usize) -> Option<Memory> {
+        self.free.get(class_of(capacity_for(len)))?.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn give_back(&self, memory: Memory) {
+        self.outstanding.fetch_sub(memory.capacity as u64, Ordering::Relaxed);
+        if let Some(class) = self.free.get(class_of(memory.capacity)) {
+            let mut kept = class.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() < (KEPT_PER_CLASS / memory.capacity).max(1) {
+                kept.push(memory);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("outstanding", &self.outstanding()).finish_non_exhaustive()
+    }
+}
+
+fn capacity_for(len: usize) -> usize {
+    let pages = len.max(1).next_multiple_of(ALIGNMENT);
+    if pages <= ALIGNMENT << (CLASSES - 1) { pages.next_power_of_two() } else { pages }
+}
+
+fn class_of(capacity: usize) -> usize {
+    if capacity.is_power_of_two() { (capacity / ALIGNMENT).trailing_zeros() as usize } else { usize::MAX }
+}
+
+/// One aligned allocation of initialised memory, owned.
+struct Memory {
+    start: NonNull<u8>,
+    capacity: usize,
+}
+
+// SAFETY: `Memory` owns its allocation like a `Box<[u8]>` does; nothing in it is tied to a thread.
+unsafe impl Send for Memory {}
+// SAFETY: shared access hands out only the pointer's value; `BufMut` and `Buf` decide who may dereference it.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn allocate(capacity: usize) -> Memory {
+        let layout = Self::layout(capacity);
+        // SAFETY: the layout's size is not zero, `capacity_for` gives at least one page.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        Memory { start, capacity }
+    }
+
+    fn layout(capacity: usize) -> Layout {
+        Layout::from_size_align(capacity, ALIGNMENT).expect("a buffer is smaller than half the address space")
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `start` came from `alloc_zeroed` with this very layout and is freed only here.
+        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
+    }
+}
+
+struct Chunk {
+    /// `None` only while the chunk is being dropped.
+    memory: Option<Memory>,
+    pool: &'static Pool,
+}
+
+impl Chunk {
+    fn at(&self, offset: usize) -> *mut u8 {
+        let memory = self.memory.as_ref().expect("memory leaves a chunk only in its drop");
+        debug_assert!(offset <= memory.capacity);
+        // SAFETY: views never reach past the capacity, so the pointer stays inside the allocation or one past it.
+        unsafe { memory.start.as_ptr().add(offset) }
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            self.pool.give_back(memory);
+        }
+    }
+}
+
+/// A buffer, or a part of one, that only its owner can see.
+pub struct BufMut {
+    chunk: Arc<Chunk>,
+    start: usize,
+    len: usize,
+}
+
+impl BufMut {
+    /// Takes the first `len` bytes off into a buffer of their own; `self` keeps the rest.
+    ///
+    /// # Panics
+    /// If `len` is more than there is.
+    #[must_use]
+    pub fn split_to(&mut self, len: usize) -> BufMut {
+        assert!(len <= self.len, "cannot split {len} bytes off {}", self.len);
+        let front = BufMut { chunk: Arc::clone(&self.chunk), start: self.start, len };
+        self.start += len;
+        self.len -= len;
+        front
+    }
+
+    /// Keeps only the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Ends writing; from now on it can be shared.
+    pub fn freeze(self) -> Buf {
+        Buf { chunk: self.chunk, start: self.start, len: self.len }
+    }
+}
+
+impl Deref for BufMut {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range is inside the chunk's initialised memory, which the Arc keeps alive, and no other
+        // view of these bytes exists (the file's invariant).
+        unsafe { std::slice::from_raw_parts(self.chunk.at(self.start), self.len) }
+    }
+}
+
+impl DerefMut for BufMut {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`; `&mut self` is the only way to these bytes.
+        unsafe { std::slice::from_raw_parts_mut(self.chunk.at(self.start), self.len) }
+    }
+}
+
+impl fmt::Debug for BufMut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BufMut({} bytes)", self.len)
+    }
+}
+
+/// Bytes that no longer change, shared without copies.
+#[derive(Clone)]
+pub struct Buf {
+    chunk: Arc<Chunk>,
+    start: usize,
+    len: usize,
+}
+
+impl Buf {
+    /// A part of it, by the same memory.
+    ///
+    /// # Panics
+    /// If the range passes the end.
+    #[must_use]
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> Buf {
+        use std::ops::Bound::*;
+        let from = match range.start_bound() {
+            Included(&n) => n,
+            Excluded(&n) => n + 1,
+            Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Included(&n) => n + 1,
+            Excluded(&n) => n,
+            Unbounded => self.len,
+        };
+        assert!(from <= to && to <= self.len, "slice {from}..{to} of {} bytes", self.len);
+        Buf { chunk: Arc::clone(&self.chunk), start: self.start + from, len: to - from }
+    }
+
+    /// A copy of `bytes` in pool memory.
+    pub fn copy_from(bytes: &[u8]) -> Buf {
+        let mut copy = Pool::global().take(bytes.len());
+        copy.copy_from_slice(bytes);
+        copy.freeze()
+    }
+
+    /// Whether every byte is zero.
+    pub fn is_zero(&self) -> bool {
+        is_zero(self)
+    }
+}
+
+impl Deref for Buf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range is inside the chunk's initialised memory, which the Arc keeps alive; no `BufMut`
+        // covers these bytes any more (the file's invariant), so nobody writes them.
+        unsafe { std::slice::from_raw_parts(self.chunk.at(self.start), self.len) }
+    }
+}
+
+impl fmt::Debug for Buf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buf({} bytes)", self.len)
+    }
+}
+
+/// Whether every byte of `bytes` is zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // Most buffers that are not zero show it at once; the rest is one pass that the compiler vectorises.
+    let (head, rest) = bytes.split_at(bytes.len().min(16));
+    head.iter().all(|&b| b == 0)
+        && rest.chunks(4096).all(|chunk| chunk.iter().fold(0, |any, &b| any | b) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn split_parts_write_their_own_bytes_and_freeze_into_one_chunk() {
+        let mut rest = Pool::global().take(10_000);
+        let mut front = rest.split_to(3);
+        front.copy_from_slice(b"abc");
+        rest.fill(7);
+        let (front, rest) = (front.freeze(), rest.freeze());
+        assert_eq!((&front[..], rest.len()), (&b"abc"[..], 9_997));
+        assert!(rest.slice(1..).iter().all(|&b| b == 7));
+    }
+
+    #[test]
+    fn a_dropped_buffer_is_used_again_and_no_longer_counted() {
+        let pool: &'static Pool = Box::leak(Box::default());
+        let first = pool.take(5000);
+        let address = first.as_ptr();
+        assert_eq!(pool.outstanding(), 8192);
+        let part = first.freeze().slice(10..20);
+        assert_eq!(pool.outstanding(), 8192, "a slice keeps the chunk");
+        drop(part);
+        assert_eq!(pool.outstanding(), 0);
+        assert_eq!(pool.take(8192).as_ptr(), address);
+    }
+
+    #[test]
+    fn every_buffer_starts_on_a_page() {
+        for len in [0, 1, 4096, 4097, (1 << 20) + 1, 5 << 20] {
+            let buf = Pool::global().take(len);
+            assert_eq!((buf.as_ptr() as usize % ALIGNMENT, buf.len()), (0, len));
+        }
+    }
+
+    #[test]
+    fn one_set_bit_anywhere_is_not_zero() {
+        let mut bytes = vec![0u8; 9000];
+        assert!(is_zero(&bytes));
+        for at in [0, 15, 16, 4111, 4112, 8999] {
+            bytes[at] = 1;
+            assert!(!is_zero(&bytes), "byte {at}");
+            bytes[at] = 0;
+        }
+    }
+}

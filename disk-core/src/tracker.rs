@@ -1,0 +1,502 @@
+//! The requests of a disk: a list that can be looked at, turns for those that overlap, and drain.
+//!
+//! A request is *listed* from [`Tracker::begin`] until its [`Ticket`] is dropped. It takes its place in the order
+//! of turns when it asks for its [turn](Ticket::turn), not before, so a request that the throttle holds back holds
+//! nobody else back. Two requests conflict if their ranges overlap and at least one is exclusive.
+//!
+//! Invariant: a request works only when no conflicting request that asked for its turn earlier is still listed.
+//! Everybody waits for earlier ones only, so nobody waits in a circle and nobody is overtaken.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+use tokio::sync::Notify;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::range::ByteRange;
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Reads bytes.
+    Read,
+    /// Writes bytes.
+    Write,
+    /// Makes a range read as zeroes.
+    WriteZeroes,
+    /// Gives a range's space back.
+    Discard,
+    /// Makes everything that completed before durable.
+    Flush,
+    /// Brings a range into the host's memory.
+    Cache,
+    /// Asks which parts of a range hold data.
+    BlockStatus,
+    /// Moves blocks inside the image to give space back; the daemon's own work.
+    Compact,
+}
+
+impl Op {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Op; 8] = [
+        Op::Read,
+        Op::Write,
+        Op::WriteZeroes,
+        Op::Discard,
+        Op::Flush,
+        Op::Cache,
+        Op::BlockStatus,
+        Op::Compact,
+    ];
+
+    /// The name that status, logs and metrics use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Read => "read",
+            Op::Write => "write",
+            Op::WriteZeroes => "write_zeroes",
+            Op::Discard => "discard",
+            Op::Flush => "flush",
+            Op::Cache => "cache",
+            Op::BlockStatus => "block_status",
+            Op::Compact => "compact",
+        }
+    }
+
+    /// Whether it changes what its range holds, so that it shares the range with nobody.
+    pub fn is_exclusive(self) -> bool {
+        matches!(self, Op::Write | Op::WriteZeroes | Op::Discard | Op::Compact)
+    }
+}
+
+/// How far a listed request has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Listed; the throttle may be holding it back.
+    Throttle,
+    /// Waits for earlier requests on the same bytes.
+    Overlap,
+    /// Has its turn.
+    Working,
+}
+
+impl Stage {
+    /// The name that status and metrics use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Throttle => "throttle",
+            Stage::Overlap => "overlap",
+            Stage::Working => "working",
+        }
+    }
+}
+
+/// A listed request, as status shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestInfo {
+    /// Number of the request, unique within its disk.
+    pub id: u64,
+    /// What it does.
+    pub op: Op,
+    /// The bytes of the disk that it is about, as its turn covers them.
+    pub range: ByteRange,
+    /// Number of the client that asked; 0 is the daemon itself.
+    pub client: u64,
+    /// Time since it was listed.
+    pub age: Duration,
+    /// How far it has come.
+    pub stage: Stage,
+    /// The earliest request that it waits for.
+    pub waiting_for: Option<u64>,
+}
+
+/// The requests of one disk.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    state: Mutex<State>,
+    /// Told whenever the list becomes empty.
+    emptied: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last_id: u64,
+    closed: bool,
+    listed: Slab<Entry>,
+    /// Those that asked for a turn, oldest first. It is scanned in a line: requests that wait for nothing leave it
+    /// before the next one comes, so it holds what is in flight below, tens to hundreds. Who waits for whom is found by
+    /// scanning too: noted for each pair it would take a crowd's number squared, gigabytes for a hostile one.
+    order: Vec<Claim>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: u64,
+    op: Op,
+    range: ByteRange,
+    client: u64,
+    began: Instant,
+    stage: Stage,
+    /// Earlier conflicting requests that are still listed.
+    blockers: usize,
+    waker: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Claim {
+    range: ByteRange,
+    exclusive: bool,
+    key: usize,
+}
+
+impl Claim {
+    fn conflicts_with(&self, other: &Claim) -> bool {
+        (self.exclusive || other.exclusive) && self.range.overlaps(&other.range)
+    }
+}
+
+impl Tracker {
+    /// Lists a request. `range` is what its turn will cover.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] after [`Tracker::close`].
+    pub fn begin(&self, op: Op, range: ByteRange, client: u64) -> Result<Ticket<'_>> {
+        let began = Instant::now();
+        let mut state = self.lock();
+        if state.closed {
+            return Err(Error::new(ErrorKind::Closed, "the disk is closing"));
+        }
+        state.last_id += 1;
+        let id = state.last_id;
+        let key = state.listed.insert(Entry {
+            id,
+            op,
+            range,
+            client,
+            began,
+            stage: Stage::Throttle,
+            blockers: 0,
+            waker: None,
+        });
+        Ok(Ticket { tracker: self, key, id, began, claimed: false })
+    }
+
+    /// Lists a request and gives it its turn at once, or not at all: `None` if it would have to wait, or if the
+    /// tracker is closed. Whoever needs the turns of several ranges together takes them like this, as waiting for one
+    /// while holding another could end in a circle.
+    pub fn try_begin(&self, op: Op, range: ByteRange, client: u64) -> Option<Ticket<'_>> {
+        let mut ticket = self.begin(op, range, client).ok()?;
+        let mut state = self.lock();
+        let free = state.order.iter().all(|claim| !claim.range.overlaps(&range));
+        if free {
+            state.claim(ticket.key);
+            ticket.claimed = true;
+        }
+        drop(state);
+        free.then_some(ticket)
+    }
+
+    /// Every listed request, oldest first.
+    pub fn requests(&self) -> Vec<RequestInfo> {
+        let state = self.lock();
+        let now = Instant::now();
+        let mut all: Vec<_> = state
+            .listed
+            .iter()
+            .map(|(key, entry)| RequestInfo {
+                id: entry.id,
+                op: entry.op,
+                range: entry.range,
+                client: entry.client,
+                age: now.saturating_duration_since(entry.began),
+                stage: entry.stage,
+                waiting_for: state.first_blocker(key, entry),
+            })
+            .collect();
+        all.sort_by_key(|request| request.id);
+        all
+    }
+
+    /// Number of listed requests.
+    pub fn in_flight(&self) -> usize {
+        self.lock().listed.len()
+    }
+
+    /// From now on [`Tracker::begin`] fails.
+    pub fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    /// Whether [`Tracker::close`] was called.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Waits until no request is listed. More may come meanwhile unless it was closed first.
+    pub async fn drained(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.lock().listed.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Puts a request in the order of turns and counts whom it has to wait for.
+    fn claim(&mut self, key: usize) {
+        let entry = &mut self.listed[key];
+        let claim = Claim { range: entry.range, exclusive: entry.op.is_exclusive(), key };
+        entry.blockers = self.order.iter().filter(|earlier| earlier.conflicts_with(&claim)).count();
+        entry.stage = if entry.blockers == 0 { Stage::Working } else { Stage::Overlap };
+        self.order.push(claim);
+    }
+
+    /// Takes a request off the list and lets those go on that waited for it alone.
+    fn finish(&mut self, key: usize, claimed: bool, wake: &mut Vec<Waker>) {
+        self.listed.remove(key);
+        if !claimed {
+            return;
+        }
+        // Order is kept: who claimed earlier stays earlier.
+        let at = self.order.iter().rposition(|claim| claim.key == key);
+        let at = at.expect("who claimed is in the order until it finishes");
+        let finished = self.order.remove(at);
+        for later in self.order[at..].iter().filter(|later| later.conflicts_with(&finished)) {
+            let entry = &mut self.listed[later.key];
+            entry.blockers -= 1;
+            if entry.blockers == 0 {
+                entry.stage = Stage::Working;
+                wake.extend(entry.waker.take());
+            }
+        }
+    }
+
+    fn first_blocker(&self, key: usize, entry: &Entry) -> Option<u64> {
+        if entry.stage != Stage::Overlap {
+            return None;
+        }
+        let own = self.order.iter().find(|claim| claim.key == key)?;
+        let earlier = self.order.iter().take_while(|claim| claim.key != key);
+        earlier.filter(|claim| claim.conflicts_with(own)).map(|claim| self.listed[claim.key].id).next()
+    }
+}
+
+/// A listed request. Dropping it takes it off the list and passes its turn on.
+#[derive(Debug)]
+pub struct Ticket<'a> {
+    tracker: &'a Tracker,
+    key: usize,
+    id: u64,
+    began: Instant,
+    claimed: bool,
+}
+
+impl Ticket<'_> {
+    /// Number of the request, unique within its disk.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// When it was listed.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// Waits until no earlier conflicting request is listed. The place in the order is taken by the first poll; a
+    /// turn that is dropped while it waits loses nobody's wake-up as long as its ticket is dropped too.
+    pub fn turn(&mut self) -> Turn<'_> {
+        Turn { tracker: self.tracker, key: self.key, claimed: &mut self.claimed }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut wake = Vec::new();
+        let mut state = self.tracker.lock();
+        state.finish(self.key, self.claimed, &mut wake);
+        let emptied = state.listed.is_empty();
+        drop(state);
+        wake.into_iter().for_each(Waker::wake);
+        if emptied {
+            self.tracker.emptied.notify_waiters();
+        }
+    }
+}
+
+/// Waits for a request's turn.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    tracker: &'a Tracker,
+    key: usize,
+    claimed: &'a mut bool,
+}
+
+impl Future for Turn<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.tracker.lock();
+        if !*self.claimed {
+            state.claim(self.key);
+            *self.claimed = true;
+        }
+        let entry = &mut state.listed[self.key];
+        if entry.blockers == 0 {
+            return Poll::Ready(());
+        }
+        match &mut entry.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::poll;
+    use std::pin::pin;
+
+    fn range(start: u64, end: u64) -> ByteRange {
+        ByteRange::new(start, end)
+    }
+
+    #[tokio::test]
+    async fn readers_share_and_a_writer_waits_for_all_of_them() {
+        let tracker = Tracker::default();
+        let mut first = tracker.begin(Op::Read, range(0, 100), 1).unwrap();
+        let mut second = tracker.begin(Op::Read, range(50, 150), 1).unwrap();
+        let mut writer = tracker.begin(Op::Write, range(90, 95), 2).unwrap();
+        assert!(poll!(pin!(first.turn())).is_ready());
+        assert!(poll!(pin!(second.turn())).is_ready());
+        let mut turn = pin!(writer.turn());
+        assert!(poll!(turn.as_mut()).is_pending());
+        drop(first);
+        assert!(poll!(turn.as_mut()).is_pending(), "one reader is still there");
+        drop(second);
+        assert!(poll!(turn.as_mut()).is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_reader_does_not_overtake_a_writer_that_waits() {
+        let tracker = Tracker::default();
+        let mut reader = tracker.begin(Op::Read, range(0, 10), 1).unwrap();
+        let mut writer = tracker.begin(Op::Write, range(5, 15), 1).unwrap();
+        let mut late = tracker.begin(Op::Read, range(12, 20), 1).unwrap();
+        assert!(poll!(pin!(reader.turn())).is_ready());
+        let mut write_turn = pin!(writer.turn());
+        assert!(poll!(write_turn.as_mut()).is_pending());
+        let mut late_turn = pin!(late.turn());
+        assert!(poll!(late_turn.as_mut()).is_pending());
+        let listed = tracker.requests();
+        assert_eq!(listed[1].waiting_for, Some(listed[0].id));
+        assert_eq!(listed[2].waiting_for, Some(listed[1].id), "the late reader waits for the writer alone");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_has_not_asked_for_its_turn_holds_nobody_back() {
+        let tracker = Tracker::default();
+        let throttled = tracker.begin(Op::Write, range(0, 10), 1).unwrap();
+        let mut other = tracker.begin(Op::Write, range(0, 10), 2).unwrap();
+        assert!(poll!(pin!(other.turn())).is_ready());
+        assert_eq!(tracker.requests()[0].stage, Stage::Throttle);
+        drop(throttled);
+        assert_eq!(tracker.in_flight(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_waiting_request_that_gives_up_lets_those_behind_it_go_on() {
+        let tracker = Tracker::default();
+        let mut reader = tracker.begin(Op::Read, range(0, 10), 1).unwrap();
+        let mut late = tracker.begin(Op::Read, range(0, 10), 1).unwrap();
+        assert!(poll!(pin!(reader.turn())).is_ready());
+        {
+            let mut writer = tracker.begin(Op::Write, range(0, 10), 1).unwrap();
+            assert!(poll!(pin!(writer.turn())).is_pending());
+            assert!(poll!(pin!(late.turn())).is_pending());
+        }
+        assert!(poll!(pin!(late.turn())).is_ready());
+    }
+
+    #[tokio::test]
+    async fn drain_ends_when_the_last_request_is_gone_and_a_closed_tracker_takes_no_more() {
+        let tracker = Tracker::default();
+        let ticket = tracker.begin(Op::Flush, range(0, 0), 1).unwrap();
+        tracker.close();
+        assert_eq!(tracker.begin(Op::Read, range(0, 1), 1).unwrap_err().kind(), ErrorKind::Closed);
+        let mut drained = pin!(tracker.drained());
+        assert!(poll!(drained.as_mut()).is_pending());
+        drop(ticket);
+        assert!(poll!(drained.as_mut()).is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_is_not_free_is_not_taken_by_trying() {
+        let tracker = Tracker::default();
+        let mut reader = tracker.begin(Op::Read, range(0, 10), 1).unwrap();
+        assert!(poll!(pin!(reader.turn())).is_ready());
+        assert!(tracker.try_begin(Op::Compact, range(5, 6), 0).is_none());
+        assert_eq!(tracker.in_flight(), 1, "the try left nothing behind");
+        let held = tracker.try_begin(Op::Compact, range(10, 20), 0).unwrap();
+        let mut writer = tracker.begin(Op::Write, range(15, 16), 1).unwrap();
+        let mut turn = pin!(writer.turn());
+        assert!(poll!(turn.as_mut()).is_pending());
+        drop(held);
+        assert!(poll!(turn.as_mut()).is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_request_on_no_bytes_neither_waits_for_a_writer_around_it_nor_holds_one_up() {
+        let tracker = Tracker::default();
+        let mut writer = tracker.begin(Op::Write, range(0, 100), 1).unwrap();
+        assert!(poll!(pin!(writer.turn())).is_ready());
+        let mut status = tracker.begin(Op::BlockStatus, range(50, 50), 2).unwrap();
+        assert!(poll!(pin!(status.turn())).is_ready());
+        drop(writer);
+        let mut next = tracker.begin(Op::Write, range(0, 100), 1).unwrap();
+        assert!(poll!(pin!(next.turn())).is_ready());
+    }
+
+    proptest::proptest! {
+        /// Random requests that claim, finish or give up in random order, against the definition: who works now
+        /// conflicts with nobody who claimed earlier and is still listed, and everybody else does.
+        #[test]
+        fn turns_are_as_defined(script in proptest::collection::vec((0u8..4, 0u64..32, 1u64..16, 0usize..64), 1..80)) {
+            let tracker = Tracker::default();
+            let mut live: Vec<Ticket<'_>> = Vec::new();
+            let waker = Waker::noop();
+            for (what, start, len, pick) in script {
+                match what {
+                    0..=1 => {
+                        let op = if what == 0 { Op::Read } else { Op::Write };
+                        let mut ticket = tracker.begin(op, ByteRange::at(start, len), 1).unwrap();
+                        let _ = Pin::new(&mut ticket.turn()).poll(&mut Context::from_waker(waker));
+                        live.push(ticket);
+                    }
+                    _ if live.is_empty() => {}
+                    _ => drop(live.remove(pick % live.len())),
+                }
+                let listed = tracker.requests();
+                for (at, request) in listed.iter().enumerate() {
+                    let earlier = listed[..at].iter().find(|e| {
+                        (e.op.is_exclusive() || request.op.is_exclusive()) && e.range.overlaps(&request.range)
+                    });
+                    proptest::prop_assert_eq!(request.stage == Stage::Working, earlier.is_none());
+                    proptest::prop_assert_eq!(request.waiting_for, earlier.map(|e| e.id));
+                }
+            }
+        }
+    }
+}

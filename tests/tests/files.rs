@@ -1,0 +1,89 @@
+//! What the daemon does to its files, seen from outside: who may open them, and when they are synced.
+
+use std::fs;
+use std::path::Path;
+
+use diskchain_tests::chain::{Base, Chain};
+use diskchain_tests::client::Request;
+use diskchain_tests::server::Server;
+use diskchain_tests::tool::Tool;
+
+const MIB: u64 = 1 << 20;
+
+fn qemu_io(file: &Path, format: &str, options: &[&str]) -> Tool {
+    Tool::new("qemu-io").args(options).args(["-f", format, "-c", "read 0 512"]).arg(file)
+}
+
+#[test]
+fn a_second_writer_is_refused_until_the_first_is_gone_even_by_kill_9() {
+    for (base, format) in [(Base::Vdi, "vdi"), (Base::Raw, "raw")] {
+        let chain = Chain::new(base, 8 * MIB);
+        let first = chain.serve();
+        let other = tempfile::tempdir().unwrap();
+        let second = Server::try_diskchain(other.path(), &[chain.top()], &["--format", format]);
+        let refused = second.err().expect("a second daemon is refused");
+        assert!(refused.said.contains(chain.top().to_str().unwrap()), "names the file: {refused}");
+        assert_eq!(refused.status.code(), Some(5), "busy or locked: {refused}");
+        qemu_io(chain.top(), format, &[]).run_refused();
+        Tool::new("qemu-img").args(["info", "-U", "-f", format]).arg(chain.top()).run();
+        first.kill();
+        qemu_io(chain.top(), format, &[]).run();
+        chain.serve().stop();
+    }
+}
+
+#[test]
+fn a_parent_may_be_shared_by_children_but_not_written_by_anybody() {
+    let mut chain = Chain::new(Base::Vdi, 8 * MIB);
+    chain.push_child();
+    let served = chain.serve();
+    qemu_io(chain.base(), "vdi", &[]).run_refused();
+    qemu_io(chain.base(), "vdi", &["-r"]).run();
+    let other = tempfile::tempdir().unwrap();
+    let writer = Server::try_diskchain(other.path(), &[chain.base()], &["--format", "vdi"]);
+    assert!(writer.is_err(), "the parent of a served disk is not writable");
+    let options = ["--format", "vdi", "--read-only"];
+    Server::diskchain(other.path(), &[chain.base()], &options).stop();
+    served.stop();
+}
+
+#[test]
+fn qemu_holding_an_image_keeps_the_daemon_out() {
+    let chain = Chain::new(Base::Vdi, 8 * MIB);
+    let other = tempfile::tempdir().unwrap();
+    let holder = Server::qemu_nbd(other.path(), chain.top(), "vdi");
+    let refused = Server::try_diskchain(chain.dir(), &[chain.top()], &["--format", "vdi"]);
+    let refused = refused.err().expect("the daemon is refused");
+    assert!(refused.said.contains(chain.top().to_str().unwrap()), "names the file: {refused}");
+    holder.stop();
+    chain.serve().stop();
+}
+
+/// How many syncs of a file strace has seen so far.
+fn syncs(trace: &Path) -> usize {
+    let text = fs::read_to_string(trace).expect("read strace's output");
+    text.lines().filter(|line| line.contains("sync") && line.ends_with("= 0")).count()
+}
+
+#[test]
+fn flush_and_fua_reach_the_disk_before_their_reply_from_any_connection() {
+    for base in [Base::Raw, Base::Vdi] {
+        let chain = Chain::new(base, 8 * MIB);
+        // The ring's syncs are no system calls.
+        let config = chain.config().replace("[server]\n", "[server]\nio_engine = \"threads\"\n");
+        let trace = chain.dir().join("strace");
+        let server = Server::diskchain_config_traced(chain.dir(), &config, &trace);
+        let (mut writer, mut other) = (server.connect(""), server.connect(""));
+        for round in 0..3 {
+            writer.write(round * MIB, &[1; 4096]).unwrap();
+            let before = syncs(&trace);
+            other.flush().unwrap();
+            assert!(syncs(&trace) > before, "{base:?}: a flush by another connection syncs");
+            let before = syncs(&trace);
+            let fua = Request::Write { offset: round * MIB + 8192, data: vec![2; 512], fua: true };
+            writer.call(&fua).unwrap();
+            assert!(syncs(&trace) > before, "{base:?}: a write with FUA syncs");
+        }
+        server.stop();
+    }
+}
