@@ -14,10 +14,14 @@ trap 'rm -f "$log"' EXIT
 # Prints the sum of the numbers that stand before the word "$1" in the runners' closing lines:
 # "Summary [ 9s] 41 tests run: 40 passed, 1 failed" and "test result: ok. 3 passed; 0 failed".
 count() {
-    sed 's/\x1b\[[0-9;]*m//g' "$log" |
-        grep -E '^ *Summary \[|^test result:' |
-        grep -oE "[0-9]+ $1" |
-        awk '{ sum += $1 } END { print sum + 0 }'
+    sed 's/\x1b\[[0-9;]*m//g' "$log" | awk -v what="$1" '
+        /^ *Summary \[|^test result:/ {
+            while (match($0, "[0-9]+ " what)) {
+                sum += substr($0, RSTART)
+                $0 = substr($0, RSTART + RLENGTH)
+            }
+        }
+        END { print sum + 0 }'
 }
 
 if [ $# = 0 ]; then

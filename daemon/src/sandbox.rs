@@ -59,8 +59,12 @@ impl fmt::Display for Sandbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Sandbox::Off => f.write_str("not sandboxed"),
-            Sandbox::On => f.write_str("sandboxed: only the files and ports of the configuration can be reached"),
-            Sandbox::Partly => f.write_str("sandboxed as far as this kernel can (Landlock of Linux 6.10 does all)"),
+            Sandbox::On => {
+                f.write_str("sandboxed: only the files and ports of the configuration can be reached")
+            }
+            Sandbox::Partly => {
+                f.write_str("sandboxed as far as this kernel can (Landlock of Linux 6.10 does all)")
+            }
             Sandbox::Unavailable(why) => write!(f, "not sandboxed: {why}"),
         }
     }
@@ -160,13 +164,18 @@ impl Needs {
         let top = disk.top();
         for layer in &disk.layers {
             let path = std::fs::canonicalize(&layer.file);
-            let is_device =
-                path.as_ref().is_ok_and(|path| path.metadata().is_ok_and(|file| file.file_type().is_block_device()));
+            let is_device = path
+                .as_ref()
+                .is_ok_and(|path| path.metadata().is_ok_and(|file| file.file_type().is_block_device()));
             match (path, layer.file.parent()) {
                 // Beside a device are other devices.
-                (Ok(path), _) if is_device => drop(self.read.insert(path)),
+                (Ok(path), _) if is_device => {
+                    self.read.insert(path);
+                }
                 (Ok(path), _) => self.read.extend(path.parent().map(Path::to_path_buf)),
-                (Err(_), Some(folder)) if layer.create.is_some() => drop(self.make.insert(folder.to_path_buf())),
+                (Err(_), Some(folder)) if layer.create.is_some() => {
+                    self.make.insert(folder.to_path_buf());
+                }
                 (Err(_), _) => {}
             }
         }

@@ -8,32 +8,13 @@
 //!                         settings      configuration (config)
 //! ```
 //! The same checks are the bodies of the cargo-fuzz targets beside this crate, and run on seeded bytes with the other
-//! tests. The daemon is a program, so the files of a session are compiled in here once more.
+//! tests.
 //!
 //! Invariant: a check depends on its bytes alone, so that what it finds can be found again.
 
 use std::collections::BTreeMap;
 
 use arbitrary::{Arbitrary, Unstructured};
-
-#[path = "../../../daemon/src/connection.rs"]
-pub mod connection;
-#[path = "../../../daemon/src/errno.rs"]
-pub mod errno;
-#[path = "../../../daemon/src/handshake.rs"]
-pub mod handshake;
-#[path = "../../../daemon/src/memory.rs"]
-pub mod memory;
-#[path = "../../../daemon/src/outbox.rs"]
-pub mod outbox;
-#[path = "../../../daemon/src/reply.rs"]
-pub mod reply;
-#[path = "../../../daemon/src/request.rs"]
-pub mod request;
-#[path = "../../../daemon/src/socket.rs"]
-pub mod socket;
-#[path = "../../../daemon/src/stop.rs"]
-pub mod stop;
 
 pub mod image;
 pub mod options;

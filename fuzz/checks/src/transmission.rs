@@ -27,12 +27,12 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 use crate::Reached;
-use crate::connection::Connection;
-use crate::handshake;
-use crate::memory::{Allowance, Budget};
-use crate::socket::Socket;
-use crate::stop::Stop;
 use disk::Shelf;
+use diskchain::connection::Connection;
+use diskchain::handshake;
+use diskchain::memory::{Allowance, Budget};
+use diskchain::socket::Socket;
+use diskchain::stop::Stop;
 use model::Model;
 use player::Player;
 use script::{Hello, Script};

@@ -95,7 +95,15 @@ pub async fn run(args: DemoArgs) -> Exit {
             Err(error) => return fail(Exit::Usage, format!("--control {}: {error}", control.display())),
         }
     }
-    serve::serve(Service { plan, by_hand: true, run: None, demo: Some(folder), folder: None, sandbox: Sandbox::Off }).await
+    serve::serve(Service {
+        plan,
+        by_hand: true,
+        run: None,
+        demo: Some(folder),
+        folder: None,
+        sandbox: Sandbox::Off,
+    })
+    .await
 }
 
 /// Where the user's programs keep what they want to find again (XDG base directories), also for the super-user:

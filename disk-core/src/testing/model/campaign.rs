@@ -45,7 +45,13 @@ pub fn run<S: Strategy>(
 ) -> Figures {
     let (seed, began, sum) = (seed(), Instant::now(), Cell::new(Figures::default()));
     let cases = cases * u32::try_from(effort()).expect("a bearable effort");
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 500, max_shrink_time: 20_000, ..Config::default() };
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 500,
+        max_shrink_time: 20_000,
+        ..Config::default()
+    };
     println!("{name}: seed {seed}, {cases} cases");
     let outcome = runner(config, seed).run(strategy, |value| {
         let figures = test(value).map_err(TestCaseError::fail)?;
