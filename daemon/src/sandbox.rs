@@ -7,6 +7,7 @@
 //!   folders in which images are made  write       (create =, ephemeral =)
 //!   folders of sockets                make and remove sockets
 //!   /proc/self, /proc/stat, /sys      read        (metrics, block devices)
+//!   /dev/random, /dev/urandom         read        (new UUIDs, where the C library does not ask the kernel directly)
 //! ```
 //! Landlock holds for the thread that asks for it and for those that it starts afterwards. So this is done before the
 //! runtime has any, by what the configuration says.
@@ -136,7 +137,8 @@ struct Needs {
 impl Needs {
     fn of(plan: &Plan) -> Needs {
         let mut needs = Needs { ports: Some(Vec::new()), ..Needs::default() };
-        needs.read.extend(["/proc/self", "/proc/stat", "/sys"].map(PathBuf::from));
+        let system = ["/proc/self", "/proc/stat", "/sys", "/dev/random", "/dev/urandom"];
+        needs.read.extend(system.map(PathBuf::from));
         needs.write.insert("/dev/null".into());
         needs.read.extend(plan.server.image_dirs.iter().cloned());
         for disk in &plan.disks {
@@ -222,6 +224,12 @@ mod tests {
         std::thread::spawn(inside).join().expect("what is expected inside");
     }
 
+    /// A port that nobody uses. A configuration has to name one.
+    fn free_port() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("its address").port()
+    }
+
     #[track_caller]
     fn denied<T: fmt::Debug>(outcome: std::io::Result<T>) {
         assert_eq!(outcome.expect_err("out of reach").kind(), ErrorKind::PermissionDenied);
@@ -237,10 +245,13 @@ mod tests {
         for file in ["images/top.vdi", "images/base.vdi", "secret"] {
             std::fs::write(dir.join(file), "x").unwrap();
         }
-        let text = "[server]\nlisten = [\"unix:run/nbd.sock\", \"tcp:127.0.0.1:0\"]\ncontrol = \"off\"\n\
-                    [disk.a]\nlayers = [{ file = \"images/base.vdi\" }, { file = \"images/top.vdi\" }]\n\
-                    [disk.b]\nfile = \"made/new.vdi\"\ncreate = { size = \"1MiB\", format = \"vdi\" }\n";
-        sandboxed(&dir.clone(), text, move || {
+        let port = free_port();
+        let text = format!(
+            "[server]\nlisten = [\"unix:run/nbd.sock\", \"tcp:127.0.0.1:{port}\"]\ncontrol = \"off\"\n\
+             [disk.a]\nlayers = [{{ file = \"images/base.vdi\" }}, {{ file = \"images/top.vdi\" }}]\n\
+             [disk.b]\nfile = \"made/new.vdi\"\ncreate = {{ size = \"1MiB\", format = \"vdi\" }}\n"
+        );
+        sandboxed(&dir.clone(), &text, move || {
             let write = |file: &str| OpenOptions::new().write(true).open(dir.join(file));
             File::open(dir.join("images/base.vdi")).expect("a parent is read");
             denied(write("images/base.vdi"));
@@ -257,9 +268,10 @@ mod tests {
             }
             denied(std::fs::read_dir("/"));
             denied(std::process::Command::new("/bin/true").status());
-            TcpListener::bind("127.0.0.1:0").expect("its own port");
-            denied(TcpListener::bind("127.0.0.1:50809"));
-            denied(std::net::TcpStream::connect("127.0.0.1:50809"));
+            TcpListener::bind(("127.0.0.1", port)).expect("its own port");
+            denied(TcpListener::bind("127.0.0.1:0"));
+            denied(std::net::TcpStream::connect(("127.0.0.1", port)));
+            File::open("/dev/urandom").expect("new UUIDs");
             std::fs::read_to_string("/proc/self/stat").expect("metrics");
             std::fs::read_dir("/proc/self/fd").expect("metrics").for_each(drop);
         });
@@ -280,8 +292,11 @@ mod tests {
     #[test]
     fn a_host_name_can_be_looked_up() {
         let folder = tempfile::tempdir().unwrap();
-        sandboxed(folder.path(), "[server]\nlisten = [\"tcp:localhost:0\"]\n", || {
-            let found = std::net::ToSocketAddrs::to_socket_addrs("localhost:0").expect("known everywhere");
+        let port = free_port();
+        let text = format!("[server]\nlisten = [\"tcp:localhost:{port}\"]\n");
+        sandboxed(folder.path(), &text, move || {
+            let address = ("localhost", port);
+            let found = std::net::ToSocketAddrs::to_socket_addrs(&address).expect("known everywhere");
             TcpListener::bind(&*found.collect::<Vec<_>>()).expect("a port");
         });
     }
