@@ -6,7 +6,7 @@
 //!   and timed range        its range chain    where the time went
 //! ```
 //! Invariant: no request reaches the chain but through [`Device::run`], the daemon's own work included; a request that
-//! has started is always awaited to its end.
+//! has started is always awaited to its end, and after one that panicked none reaches the chain.
 
 use std::future::Future;
 use std::pin::pin;
@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use crate::buf::{Buf, Pool};
 use crate::chain::{Chain, Piece, Pieces, StatusExtent, WriteEffect, ZeroRequest};
 use crate::client::Client;
+use crate::condition::{Condition, Gauge};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Space;
 use crate::range::ByteRange;
@@ -67,6 +68,7 @@ pub struct Device {
     tracker: Tracker,
     throttle: Arc<Throttle>,
     stats: Stats,
+    condition: Gauge,
     /// Discards and zeroes so far: compaction waits until it stands still.
     cleared: AtomicU64,
     clearing: Notify,
@@ -82,6 +84,7 @@ impl Device {
             tracker: Tracker::default(),
             throttle,
             stats: Stats::default(),
+            condition: Gauge::default(),
             cleared: AtomicU64::new(0),
             clearing: Notify::new(),
         }
@@ -122,6 +125,11 @@ impl Device {
         self.stats.snapshot()
     }
 
+    /// The worst that happened to it since it was opened.
+    pub fn condition(&self) -> Condition {
+        self.condition.now()
+    }
+
     /// Its requests in flight, oldest first.
     pub fn requests(&self) -> Vec<RequestInfo> {
         self.tracker.requests()
@@ -152,7 +160,7 @@ impl Device {
             if effect.freed {
                 self.note_clearing();
             }
-            if fua { self.chain.flush().await } else { Ok(()) }
+            if fua { self.sync().await } else { Ok(()) }
         })
         .await
     }
@@ -183,7 +191,7 @@ impl Device {
                 self.write_edge(edge, &zeroes).await?;
             }
             self.note_clearing();
-            if fua { self.chain.flush().await } else { Ok(()) }
+            if fua { self.sync().await } else { Ok(()) }
         })
         .await
     }
@@ -202,7 +210,7 @@ impl Device {
                 self.chain.discard(whole).await?;
                 self.note_clearing();
             }
-            if fua { self.chain.flush().await } else { Ok(()) }
+            if fua { self.sync().await } else { Ok(()) }
         })
         .await
     }
@@ -212,7 +220,7 @@ impl Device {
     /// # Errors
     /// What the storage says; after one failure every later flush fails.
     pub async fn flush(&self, client: &Client) -> Result<()> {
-        self.run(Op::Flush, ByteRange::new(0, 0), client, self.chain.flush()).await
+        self.run(Op::Flush, ByteRange::new(0, 0), client, self.sync()).await
     }
 
     /// Asks the host to have a range in memory soon: its first 32 MiB, or as much as the host is free to read.
@@ -254,11 +262,12 @@ impl Device {
         self.tracker.close();
         self.clearing.notify_waiters();
         self.drain().await;
+        self.usable()?;
         if self.read_only() {
             return Ok(());
         }
         self.chain.top().settle().await?;
-        self.chain.flush().await
+        self.sync().await
     }
 
     /// Gives the space of discarded blocks back for as long as the disk is open. To be spawned once a disk.
@@ -299,7 +308,7 @@ impl Device {
             ));
         }
         let mut ticket = self.tracker.begin(op, self.turn_range(op, range), client.id())?;
-        let in_flight = self.stats.enter(ticket.began());
+        let in_flight = self.stats.enter();
         let mut spent = Outcome { op, bytes: range.len(), end: range.end(), ..Outcome::default() };
         if let Some((direction, cost)) = self.cost(op, range) {
             let mut admitted = pin!(self.throttle.admit(direction, cost));
@@ -320,14 +329,40 @@ impl Device {
         if client.is_gone() {
             return Err(Error::new(ErrorKind::Cancelled, "the client is gone"));
         }
-        let outcome = work.await;
+        self.usable()?;
+        let outcome = {
+            let _watch = FreezeOnPanic(self);
+            work.await
+        };
         let now = Instant::now();
         in_flight.leave(now);
         spent.total = now.saturating_duration_since(ticket.began());
         spent.error = outcome.as_ref().err().map(Error::kind);
+        if spent.error == Some(ErrorKind::Corrupt) {
+            self.condition.worsen(Condition::Corrupt);
+        }
         self.stats.record(&spent);
         if !self.options.slow_io.is_zero() && spent.total >= self.options.slow_io {
             self.log_slow(ticket.id(), client, range, &spent);
+        }
+        outcome
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Io`] on a frozen disk.
+    fn usable(&self) -> Result<()> {
+        if self.condition() < Condition::Frozen {
+            return Ok(());
+        }
+        let message = format!("{} is frozen: an earlier request ended in a fault of this program", self.name);
+        Err(Error::new(ErrorKind::Io, message))
+    }
+
+    /// Flushes the chain, and remembers if that failed.
+    async fn sync(&self) -> Result<()> {
+        let outcome = self.chain.flush().await;
+        if outcome.is_err() {
+            self.condition.worsen(Condition::FlushFailed);
         }
         outcome
     }
@@ -448,7 +483,11 @@ impl Device {
                 blocks.push(block);
             }
         }
-        let outcome = self.chain.top().compact(&blocks).await;
+        self.usable()?;
+        let outcome = {
+            let _watch = FreezeOnPanic(self);
+            self.chain.top().compact(&blocks).await
+        };
         let bytes = blocks.iter().map(ByteRange::len).sum();
         let error = outcome.as_ref().err().map(Error::kind);
         let total = began.elapsed();
@@ -471,5 +510,19 @@ impl Device {
             work_ms = ms(spent.total.saturating_sub(spent.throttled + spent.waited)),
             "slow request"
         );
+    }
+}
+
+/// While work on the chain goes on: a panic in it leaves a disk that nobody may trust, and the others are not concerned.
+struct FreezeOnPanic<'a>(&'a Device);
+
+impl Drop for FreezeOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.0.condition.worsen(Condition::Frozen) {
+            tracing::error!(
+                diskchain.disk = %self.0.name,
+                "frozen: a request ended in a fault of this program; start it anew and check the image"
+            );
+        }
     }
 }

@@ -13,6 +13,7 @@
 pub mod buf;
 pub mod chain;
 pub mod client;
+pub mod condition;
 pub mod device;
 pub mod error;
 pub mod format;

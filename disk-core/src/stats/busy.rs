@@ -29,9 +29,12 @@ impl Default for Busy {
 }
 
 impl Busy {
-    /// One request more, since `now`.
-    pub(super) fn enter(&self, now: Instant) {
-        self.change(0, 1, |time| time.wrapping_sub(self.units(now)));
+    /// One request more, from now on.
+    ///
+    /// The clock is read only after the word: a moment from before could lie in a period that has ended meanwhile, and
+    /// would count it twice.
+    pub(super) fn enter(&self) {
+        self.change(0, 1, |time| time.wrapping_sub(self.units(Instant::now())));
     }
 
     /// One request less, from `now` on.
@@ -76,8 +79,8 @@ mod tests {
     fn time_counts_once_while_requests_overlap_and_not_at_all_while_there_is_none() {
         let busy = Busy::default();
         let began = Instant::now();
-        busy.enter(Instant::now());
-        busy.enter(Instant::now());
+        busy.enter();
+        busy.enter();
         std::thread::sleep(Duration::from_millis(5));
         busy.leave(Instant::now());
         let (count, so_far) = busy.snapshot();
@@ -98,7 +101,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..20_000 {
-                        busy.enter(Instant::now());
+                        busy.enter();
                         busy.leave(Instant::now());
                     }
                 });

@@ -79,9 +79,9 @@ struct Counters {
 }
 
 impl Stats {
-    /// A request is in flight from `began` on, until the guard is told that it left or is dropped.
-    pub fn enter(&self, began: Instant) -> InFlight<'_> {
-        self.busy.enter(began);
+    /// A request is in flight from now on, until the guard is told that it left or is dropped.
+    pub fn enter(&self) -> InFlight<'_> {
+        self.busy.enter();
         InFlight(&self.busy)
     }
 
@@ -315,8 +315,8 @@ mod tests {
     #[test]
     fn requests_are_in_flight_until_their_guards_are_dropped() {
         let stats = Stats::default();
-        let first = stats.enter(Instant::now());
-        let second = stats.enter(Instant::now());
+        let first = stats.enter();
+        let second = stats.enter();
         assert_eq!(stats.snapshot().in_flight, 2);
         drop(first);
         assert_eq!(stats.snapshot().in_flight, 1);
@@ -358,9 +358,9 @@ mod tests {
             println!("{what}: {:.1} ns", began.elapsed().as_secs_f64() * 1e9 / REQUESTS as f64);
         };
         time("recorded", Box::new(|number| stats.record(&write(number * 4096, number % 64))));
-        time("in flight, one at a time", Box::new(|_| drop(stats.enter(Instant::now()))));
-        let _other = stats.enter(Instant::now());
-        time("in flight, with another one", Box::new(|_| drop(stats.enter(Instant::now()))));
+        time("in flight, one at a time", Box::new(|_| drop(stats.enter())));
+        let _other = stats.enter();
+        time("in flight, with another one", Box::new(|_| drop(stats.enter())));
         assert_eq!(stats.snapshot().of(Op::Write).operations, REQUESTS);
     }
 }

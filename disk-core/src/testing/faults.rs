@@ -28,6 +28,7 @@ enum Effect {
     Fail(ErrorKind),
     Tear { kept: u64, kind: ErrorKind },
     Delay(Duration),
+    Panic,
 }
 
 impl Fault {
@@ -46,6 +47,11 @@ impl Fault {
     /// The next such operation starts only after `time` (tokio's clock). Needs a tokio runtime.
     pub fn delay(op: Op, time: Duration) -> Self {
         Fault { effect: Effect::Delay(time), ..Fault::fail(op, ErrorKind::Io) }
+    }
+
+    /// Whoever asks for the next such operation panics.
+    pub fn panic(op: Op) -> Self {
+        Fault { effect: Effect::Panic, ..Fault::fail(op, ErrorKind::Io) }
     }
 
     /// Strikes at the `nth` matching operation after it was injected, counted from 1.
@@ -153,6 +159,7 @@ impl Faults {
         let (completer, completion) = Completion::pending();
         match self.strike(op, range) {
             None => return work(&*self.inner),
+            Some(Effect::Panic) => panic!("{}: injected panic in {op:?}", self.name()),
             Some(Effect::Fail(kind)) => {
                 let error = self.error(kind, op, range);
                 if op == Op::Flush {

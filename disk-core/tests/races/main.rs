@@ -3,6 +3,7 @@
 mod clients;
 mod closing;
 mod disk;
+mod freezing;
 mod fresh_blocks;
 mod linear;
 mod moving;
