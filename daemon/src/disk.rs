@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use disk_core::Result;
 use disk_core::chain::{Chain, ChainOptions};
+use disk_core::condition::Condition;
 use disk_core::device::{Device, DeviceOptions};
 use disk_core::format::Layer;
 use disk_core::throttle::Throttle;
@@ -111,6 +112,11 @@ impl Disk {
             Source::Permanent(device) => Ok(Arc::clone(device)),
             Source::Ephemeral(ephemeral) => ephemeral.attach(&self.plan.name, &self.throttle).await,
         }
+    }
+
+    /// The worst that happened to it since it was opened; an overlay that is gone takes what happened to it along.
+    pub fn condition(&self) -> Condition {
+        self.device().map_or(Condition::Sound, |device| device.condition())
     }
 
     /// The device if there is one now.

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt::Error;
 use std::time::Duration;
 
+use disk_core::condition::Condition;
 use disk_core::stats::{DiskStats, OpStats, SIZE_BOUNDS};
 use disk_core::throttle::{Dimension, ThrottleStatus};
 use disk_core::tracker::Op;
@@ -74,6 +75,8 @@ pub struct Disk {
     pub layers: usize,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// The worst that happened to it.
+    pub condition: Condition,
 }
 
 /// An export.
@@ -254,11 +257,15 @@ impl Snapshot {
         })?;
         gauge("diskchain_disk_layers", "Images of the disk's chain", None, |disk| disk.layers as u64)?;
         gauge("diskchain_disk_read_only", "1 if writes are refused", None, |disk| disk.read_only.into())?;
-        gauge(
-            "diskchain_disk_corrupt",
-            "1 if a request failed because an image contradicts itself",
+        families.gauge(
+            "diskchain_disk_condition",
+            "1 for the worst that happened to the disk since it was opened, 0 for the others",
             None,
-            |disk| disk.stats.errors.iter().any(|error| error.kind == disk_core::ErrorKind::Corrupt).into(),
+            self.disks.iter().flat_map(|disk| {
+                Condition::ALL.map(|condition| {
+                    (with(disk, "condition", condition.name()), u64::from(disk.condition == condition))
+                })
+            }),
         )?;
         families.counter(
             "diskchain_cow_copied",

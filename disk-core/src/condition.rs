@@ -20,7 +20,8 @@ pub enum Condition {
 }
 
 impl Condition {
-    const ALL: [Condition; 4] =
+    /// All of them, the best first.
+    pub const ALL: [Condition; 4] =
         [Condition::Sound, Condition::FlushFailed, Condition::Corrupt, Condition::Frozen];
 
     /// The name that status uses.

@@ -110,6 +110,7 @@ fn every_path_answers_with_the_keys_that_are_promised() {
     let all = [
         "chain",
         "clients",
+        "condition",
         "description",
         "ephemeral",
         "exports",
@@ -392,8 +393,8 @@ fn ls_show_and_throttle_tell_people_and_programs_the_same() {
     let served = Served::new();
     let ls = served.command(&["ls"]).run().text();
     let lines: Vec<Vec<&str>> = ls.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines[0][..5], ["NAME", "SIZE", "MODE", "LAYERS", "ALLOCATED"], "{ls}");
-    assert_eq!(lines[1][..5], ["vm1", "20", "GiB", "read-write", "2"], "{ls}");
+    assert_eq!(lines[0][..5], ["NAME", "SIZE", "MODE", "CONDITION", "LAYERS"], "{ls}");
+    assert_eq!(lines[1][..5], ["vm1", "20", "GiB", "read-write", "sound"], "{ls}");
     assert_eq!(served.command(&["ls", "--json"]).run().json(), served.get("/v1/disks"));
     let show = served.command(&["show", "vm1"]).run().text();
     for part in [

@@ -35,13 +35,15 @@ pub async fn run(args: LsArgs) -> Exit {
 }
 
 fn table(disks: Vec<DiskSummary>) -> String {
-    let mut columns = Columns::new(&["NAME", "SIZE", "MODE", "LAYERS", "ALLOCATED", "CLIENTS", "IN-FLIGHT"]);
+    let mut columns =
+        Columns::new(&["NAME", "SIZE", "MODE", "CONDITION", "LAYERS", "ALLOCATED", "CLIENTS", "IN-FLIGHT"]);
     for disk in disks {
         let mode = mode(disk.read_only, disk.ephemeral);
         columns.row([
             disk.name,
             short_size(disk.size),
             mode.into(),
+            disk.condition,
             disk.layers.to_string(),
             short_size(disk.allocated),
             disk.connections.to_string(),

@@ -70,6 +70,7 @@ fn facts(disk: &Disk) -> String {
     }
     table.row("size", size_text(disk.size));
     table.row("mode", mode(disk.read_only, disk.ephemeral));
+    table.row("condition", &disk.condition);
     table.row("exports", disk.exports.join(", "));
     let options = &disk.options;
     table.row("cache", &options.cache);

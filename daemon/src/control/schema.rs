@@ -78,6 +78,8 @@ pub struct DiskSummary {
     pub read_only: bool,
     /// Whether writes vanish with the last client.
     pub ephemeral: bool,
+    /// The worst that happened to it since it was opened: `sound`, `flush-failed`, `corrupt`, `frozen`.
+    pub condition: String,
     /// Images of its chain.
     pub layers: usize,
     /// Bytes that all its images take up on the host.
@@ -103,6 +105,8 @@ pub struct Disk {
     pub read_only: bool,
     /// Whether writes vanish with the last client.
     pub ephemeral: bool,
+    /// The worst that happened to it since it was opened: `sound`, `flush-failed`, `corrupt`, `frozen`.
+    pub condition: String,
     /// Images, base first.
     pub chain: Vec<Image>,
     /// How requests are treated, in the words of the configuration.

@@ -37,6 +37,7 @@ pub async fn render(manager: &Manager, folders: &Folders) -> Option<String> {
             allocated: chain.iter().map(|layer| layer.storage().allocated()).sum(),
             layers: chain.len(),
             read_only: disk.read_only(),
+            condition: disk.condition(),
         }
     });
     let mut snapshot = Snapshot {

@@ -67,6 +67,7 @@ pub fn disks(manager: &Manager) -> Vec<DiskSummary> {
                 size: disk.size(),
                 read_only: disk.read_only(),
                 ephemeral: plan.ephemeral,
+                condition: disk.condition().name().into(),
                 layers: chain.len(),
                 allocated: chain.iter().map(|layer| layer.storage().allocated()).sum(),
                 connections: clients.iter().filter(|client| is_of(manager, client, disk)).count(),
@@ -87,6 +88,7 @@ pub fn disk(manager: &Manager, disk: &disk::Disk) -> Disk {
         size: disk.size(),
         read_only: disk.read_only(),
         ephemeral: plan.ephemeral,
+        condition: disk.condition().name().into(),
         chain: chain(disk),
         options: Options {
             cache: plan.cache.to_string(),

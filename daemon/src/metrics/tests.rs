@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use disk_core::ErrorKind;
+use disk_core::condition::Condition;
 use disk_core::stats::{Outcome, Stats};
 use disk_core::throttle::{Limits, Rate, Rates};
 
@@ -179,6 +180,7 @@ fn snapshot() -> Snapshot {
         allocated: 5 << 30,
         layers: 3,
         read_only: false,
+        condition: Condition::FlushFailed,
     };
     Snapshot {
         version: "1.2.3",
@@ -233,7 +235,7 @@ const PROMISED: &[(&str, &[&str])] = &[
     ("diskchain_disk_allocated_bytes", &["disk"]),
     ("diskchain_disk_layers", &["disk"]),
     ("diskchain_disk_read_only", &["disk"]),
-    ("diskchain_disk_corrupt", &["disk"]),
+    ("diskchain_disk_condition", &["condition", "disk"]),
     ("diskchain_cow_copied_bytes_total", &["disk"]),
     ("diskchain_host_free_bytes", &["path"]),
     ("diskchain_connections", &["export", "tls", "transport"]),
@@ -274,7 +276,6 @@ fn values_are_those_of_the_snapshot_in_seconds_and_bytes() {
         ("diskchain_disk_write_time_seconds_total", 0.014),
         ("diskchain_disk_discards_completed_total", 1.0),
         ("diskchain_disk_flush_requests_total", 1.0),
-        ("diskchain_disk_corrupt", 1.0),
         ("diskchain_disk_allocated_bytes", f64::from(5 << 20) * 1024.0),
         ("diskchain_throttle_queue_length", 7.0),
     ] {
@@ -288,6 +289,10 @@ fn values_are_those_of_the_snapshot_in_seconds_and_bytes() {
     let errors =
         |errno| scrape.value("diskchain_request_errors_total", &[disk, ("op", "write"), ("errno", errno)]);
     assert_eq!((errors("EIO"), errors("ENOSPC")), (2.0, 1.0), "kinds that clients cannot tell apart are one");
+    for (condition, expected) in [("sound", 0.0), ("flush-failed", 1.0), ("corrupt", 0.0), ("frozen", 0.0)] {
+        let value = scrape.value("diskchain_disk_condition", &[disk, ("condition", condition)]);
+        assert_eq!(value, expected, "{condition}");
+    }
     let limit = |dimension| scrape.value("diskchain_throttle_limit", &[disk, ("dimension", dimension)]);
     assert_eq!((limit("iops_total"), limit("bps_write")), (2000.0, 1048576.0));
     assert_eq!(scrape.value("process_start_time_seconds", &[]), 1_700_000_000.25);
