@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::plan::{
-    CacheMode, DetectZeroes, Discard, Format, IoEngine, LogFormat, LogLevel, OnRwFailure, Variant,
+    CacheMode, DetectZeroes, Discard, Format, IoEngine, Locking, LogFormat, LogLevel, OnRwFailure, Variant,
 };
 use crate::units::{format_duration, format_rate, format_size};
 
@@ -324,6 +324,14 @@ pub(crate) static DISK: Section = Section {
             "\"fail\"",
             "When the top image cannot be opened for writing: `fail` does not serve the disk, `readonly` \
              serves it read-only and logs it.",
+        ),
+        key(
+            "locking",
+            Kind::Word(Locking::WORDS),
+            "\"on\"",
+            "Whether the images are locked, so that this daemon, QEMU and qemu-img keep out of each other's way. \
+             `off` is for file systems that cannot lock: nothing notices a second writer then, who destroys the \
+             image.",
         ),
         key(
             "cache",

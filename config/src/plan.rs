@@ -139,6 +139,8 @@ pub struct Disk {
     pub ephemeral: bool,
     /// What happens when the top image cannot be opened for writing.
     pub on_rw_failure: OnRwFailure,
+    /// Whether its images are locked against other programs.
+    pub locking: Locking,
     /// The limits of this disk alone.
     pub throttle: Throttle,
     /// The throttle group it is a member of, one of [`Plan::groups`]. Both limits hold.
@@ -366,6 +368,16 @@ words! {
         Fail = "fail",
         /// The disk is served read-only, and the log says so.
         Readonly = "readonly",
+    }
+}
+
+words! {
+    /// Whether images are locked against other programs.
+    Locking {
+        /// An image that cannot be locked is not opened.
+        On = "on",
+        /// Nothing is locked: for file systems that cannot.
+        Off = "off",
     }
 }
 

@@ -47,6 +47,9 @@ async fn open_disk(plan: &Plan, disk: &plan::Disk, groups: &BTreeMap<String, Gro
     if let Some(error) = &chain.not_writable {
         tracing::warn!(diskchain.disk = %name, "disk {name} is opened read-only: it cannot be written: {error}");
     }
+    if disk.locking == plan::Locking::Off && disk.writes_top() {
+        tracing::warn!(diskchain.disk = %name, "the images of disk {name} are not locked: no other program may use them");
+    }
     tracing::info!(diskchain.disk = %name, layers = chain.layers.len(), "opened disk {name}");
     let (layers, files) = chain.layers.into_iter().map(|opened| (opened.layer, opened.path)).unzip();
     let group = disk.group.as_deref().and_then(|group| groups.get(group));
@@ -72,6 +75,7 @@ async fn open_disk(plan: &Plan, disk: &plan::Disk, groups: &BTreeMap<String, Gro
 pub fn open_options(plan: &Plan, disk: &plan::Disk) -> OpenOptions {
     OpenOptions {
         read_only: !disk.writes_top(),
+        lock: disk.locking == plan::Locking::On,
         on_rw_failure: match disk.on_rw_failure {
             plan::OnRwFailure::Fail => OnRwFailure::Fail,
             plan::OnRwFailure::Readonly => OnRwFailure::ReadOnly,

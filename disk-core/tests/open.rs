@@ -17,6 +17,7 @@ const MIB: u64 = 1 << 20;
 
 fn listed() -> OpenOptions {
     OpenOptions {
+        lock: true,
         read_only: false,
         on_rw_failure: OnRwFailure::Fail,
         cache: CacheMode::Writeback,
@@ -345,6 +346,18 @@ async fn a_top_that_cannot_be_written_falls_back_to_reading_only_if_that_was_ask
     assert_eq!(chain.not_writable.expect("the reason is told").kind(), ErrorKind::Locked);
     drop((reader, chain.layers));
     assert!(open(&[&image], fallback).await.unwrap().not_writable.is_none());
+}
+
+#[tokio::test]
+async fn without_locking_nothing_is_locked_and_nothing_is_in_the_way() {
+    let dir = TempDir::new().unwrap();
+    let image = make(&dir, "a.vdi", None).await;
+    let unlocked = OpenOptions { lock: false, ..listed() };
+    let first = open(&[&image], unlocked.clone()).await.unwrap();
+    let second = open(&[&image], listed()).await.expect("the first has no lock");
+    refused(open(&[&image], listed()).await, ErrorKind::Locked, &[text(&image)]);
+    open(&[&image], unlocked).await.expect("it does not look at the lock of the second");
+    drop((first, second));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use super::throttle::throttle;
 use crate::codes;
 use crate::diagnostics::Finding;
 use crate::keys::ONE_DISK_ONLY;
-use crate::plan::{CacheMode, DetectZeroes, Discard, Disk, OnRwFailure, Throttle};
+use crate::plan::{CacheMode, DetectZeroes, Discard, Disk, Locking, OnRwFailure, Throttle};
 use crate::shape::Settings;
 use crate::source::{At, Span};
 use crate::suggest;
@@ -96,6 +96,7 @@ impl OneDisk<'_> {
             logical_block_size: u32::try_from(settings.value::<u64>("logical_block_size")).unwrap_or(512),
             ephemeral: settings.value("ephemeral"),
             on_rw_failure: settings.word("on_rw_failure", OnRwFailure::from_word),
+            locking: settings.word("locking", Locking::from_word),
             throttle: throttle(&throttle_settings, self.findings),
             group: self.group(&throttle_settings, groups),
             max_in_flight: count(settings, "max_in_flight"),

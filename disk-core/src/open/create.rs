@@ -72,7 +72,8 @@ pub async fn create_image(
     let unfinished = blocking(move || Unfinished::at(&wanted, &dirs)).await?;
     let storage = storage::create(
         &unfinished.path,
-        &storage::OpenOptions { engine, ..storage::OpenOptions::read_write() },
+        // Nobody looks for a file of that name, and not every file system can lock.
+        &storage::OpenOptions { engine, lock: false, ..storage::OpenOptions::read_write() },
     )
     .await?;
     let made = new.format.create(Arc::new(storage), options).await;

@@ -4,8 +4,8 @@
 //!   LayerSpec… ─▶ make the missing ─▶ look at heads ─▶ find parents ─▶ lock and open ─▶ check links
 //!                 create.rs           image_file.rs    parents.rs      storage
 //! ```
-//! Invariant: a chain that is returned has every image locked (parents shared, a writable top exclusively), no file
-//! twice, and every image is the one that the image above it was made over.
+//! Invariant: a chain that is returned has every image locked (parents shared, a writable top exclusively) unless that
+//! is switched off, no file twice, and every image is the one that the image above it was made over.
 
 mod create;
 mod image_file;
@@ -69,6 +69,8 @@ pub enum OnRwFailure {
 pub struct OpenOptions {
     /// Nothing will be written: the top is locked shared, too.
     pub read_only: bool,
+    /// Whether images are locked. Without it nobody notices a second writer.
+    pub lock: bool,
     /// What to do if the top image cannot be written.
     pub on_rw_failure: OnRwFailure,
     /// Cache mode of the top; parents are read through the page cache unless it bypasses that.
@@ -248,7 +250,7 @@ async fn open_layer(file: &ImageFile, read_only: bool, options: &OpenOptions) ->
         writable: !read_only,
         cache: options.cache,
         engine: options.engine,
-        lock: true,
+        lock: options.lock,
         follow_links: false,
     };
     let storage = storage::open(&file.path, &access).await?;

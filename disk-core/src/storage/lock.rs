@@ -107,8 +107,10 @@ fn one_byte(kind: i32, byte: u8) -> libc::flock {
 }
 
 fn cannot_lock(name: &str, errno: Errno) -> Error {
-    let message =
-        format!("{name} cannot be locked on this file system ({}): locking can be turned off", errno.desc());
+    let message = format!(
+        "{name} cannot be locked on this file system ({}); `locking = \"off\"` serves it unlocked",
+        errno.desc()
+    );
     Error::new(ErrorKind::Unsupported, message)
 }
 

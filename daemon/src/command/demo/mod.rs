@@ -27,6 +27,7 @@ use super::output::{fail, print};
 use super::serve::{self, Service, parse_listen};
 use crate::exit::Exit;
 use crate::sandbox::Sandbox;
+use crate::sd::Inherited;
 
 const README: &str = "\
 This is the demo disk of diskchain.\r
@@ -101,6 +102,7 @@ pub async fn run(args: DemoArgs) -> Exit {
         run: None,
         demo: Some(folder),
         folder: None,
+        inherited: Inherited::default(),
         sandbox: Sandbox::Off,
     })
     .await
@@ -165,6 +167,7 @@ async fn make_base(folder: &Path, base: &Path) -> Result<()> {
     create_image(&file, &NewImage::new(vdi(), Some(fat::SIZE)), None, &[], IoEngine::Threads).await?;
     let options = OpenOptions {
         read_only: false,
+        lock: true,
         on_rw_failure: OnRwFailure::Fail,
         cache: CacheMode::Writeback,
         engine: IoEngine::Threads,
