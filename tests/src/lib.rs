@@ -6,12 +6,15 @@
 
 pub mod chain;
 pub mod client;
+pub mod control;
 pub mod corpus;
 pub mod guest;
 pub mod machine;
 pub mod rng;
 pub mod server;
+pub mod small_fs;
 pub mod sparse;
+pub mod stamped;
 pub mod tool;
 
 use std::path::PathBuf;

@@ -16,7 +16,7 @@ use super::layer::Inner;
 use super::map::Entry;
 use super::space::Vacancy;
 use crate::buf::{Pool, is_zero};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::Space as Kind;
 use crate::range::ByteRange;
 use crate::storage::{Storage, Zero};
@@ -92,7 +92,7 @@ impl Inner {
     }
 
     /// Leaves counter and length exact and everything durable. Fills the holes, as far as that is soon done: other
-    /// programs take an image with holes for a wrong count of its blocks.
+    /// programs take an image with holes for a wrong count of its blocks. They stay where the host has no room left.
     pub async fn settle(self: &Arc<Self>) -> Result<()> {
         if self.info.read_only {
             return Ok(());
@@ -108,7 +108,14 @@ impl Inner {
                 break;
             }
             left -= blocks.len() as u64;
-            self.compact(&blocks).await?;
+            match self.compact(&blocks).await {
+                // A block that moves is there twice for a moment. Nothing is lost where it cannot move.
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    tracing::warn!(%error, "the image keeps its holes");
+                    break;
+                }
+                outcome => outcome?,
+            }
         }
         self.barrier().await?;
         self.punch().await;
