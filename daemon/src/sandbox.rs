@@ -1,33 +1,47 @@
 //! What the daemon shuts itself off from before it does anything: with Landlock, all files but those of its
-//! configuration, and all TCP ports but its own; and new privileges for good.
+//! configuration, all TCP ports but its own, and signals to other processes; and new privileges for good.
 //!
 //! ```text
-//!   folders of images, image_dirs     read        (parents are looked for there)
+//!   images, image_dirs                read          (parents are looked for in image_dirs)
 //!   images that are served to write   write
-//!   folders in which images are made  write       (create =, ephemeral =)
-//!   folders of sockets                make and remove sockets
-//!   /proc/self, /proc/stat, /sys      read        (metrics, block devices)
-//!   /dev/random, /dev/urandom         read        (new UUIDs, where the C library does not ask the kernel directly)
+//!   folders of missing images         read, write, make and remove files   (create =)
+//!   folders of ephemeral disks        read and write files                 (their overlays have no name)
+//!   folders of sockets                make and remove sockets              (not of those that were handed in)
+//!   /proc                             list          (which processes there are, to know its own lock)
+//!   /proc/self, /proc/stat, some of /sys   read     (metrics, block devices)
+//!   /dev/random, /dev/urandom         read          (new UUIDs, where the C library does not ask the kernel directly)
 //! ```
-//! Landlock holds for the thread that asks for it and for those that it starts afterwards. So this is done before the
-//! runtime has any, by what the configuration says.
+//! A right to a folder is a right to all below it, so a folder is given only where a file alone will not do. Landlock
+//! holds for the thread that asks for it and for those that it starts afterwards. So this is done before the runtime
+//! has any, by what the configuration says.
 //!
 //! Invariant: all threads are in the sandbox or none is, and what the configuration names works in it as outside.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use diskchain_config::plan::{Disk, Listen, Plan};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
 /// The rights that are taken away where the kernel knows them. Rights of later kernels are left alone.
-const RIGHTS: ABI = ABI::V5;
+const RIGHTS: ABI = ABI::V6;
+
+/// Where the system tells of itself what the daemon, its runtime and the C library ask: the load of the process, how
+/// many processors it may use, what a block device can do.
+const SYSTEM: [&str; 7] = [
+    "/dev/random",
+    "/dev/urandom",
+    "/proc/self",
+    "/proc/stat",
+    "/sys/dev/block",
+    "/sys/devices",
+    "/sys/fs/cgroup",
+];
 
 /// What looking up a host name takes, wherever the C library looks.
 const RESOLVER: [&str; 10] = [
@@ -42,6 +56,9 @@ const RESOLVER: [&str; 10] = [
     "/run/systemd/resolve",
     "/usr/lib",
 ];
+
+/// A name server is asked here when its answer is too long for a datagram.
+const DNS: u16 = 53;
 
 /// What became of the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,50 +81,58 @@ impl fmt::Display for Sandbox {
                 f.write_str("sandboxed: only the files and ports of the configuration can be reached")
             }
             Sandbox::Partly => {
-                f.write_str("sandboxed as far as this kernel can (Landlock of Linux 6.10 does all)")
+                f.write_str("sandboxed as far as this kernel can (Landlock of Linux 6.12 does all)")
             }
             Sandbox::Unavailable(why) => write!(f, "not sandboxed: {why}"),
         }
     }
 }
 
-/// Puts this thread, and all that it starts from now on, into a sandbox that leaves what `plan` needs.
+impl Sandbox {
+    /// Whether a file can be out of reach because of it.
+    pub fn holds(&self) -> bool {
+        matches!(self, Sandbox::On | Sandbox::Partly)
+    }
+}
+
+/// Puts this thread, and all that it starts from now on, into a sandbox that leaves what `plan` needs. New privileges
+/// are given up also where there is no sandbox to be had.
 pub fn enter(plan: &Plan) -> Sandbox {
     match restrict(plan) {
         Ok(RulesetStatus::FullyEnforced) => Sandbox::On,
         Ok(RulesetStatus::PartiallyEnforced) => Sandbox::Partly,
-        Ok(RulesetStatus::NotEnforced) => Sandbox::Unavailable("there is no Landlock here".to_owned()),
+        Ok(RulesetStatus::NotEnforced) => {
+            Sandbox::Unavailable("there is no Landlock here, or a system call filter forbids it".to_owned())
+        }
         Err(error) => Sandbox::Unavailable(error.to_string()),
     }
 }
 
 fn restrict(plan: &Plan) -> Result<RulesetStatus, RulesetError> {
     let needs = Needs::of(plan);
-    let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(RIGHTS))?;
-    if needs.ports.is_some() {
-        ruleset = ruleset.handle_access(AccessNet::from_all(RIGHTS))?;
-    }
-    let mut ruleset = ruleset.create()?;
+    let mut ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(RIGHTS))?
+        .handle_access(AccessNet::from_all(RIGHTS))?
+        .scope(Scope::from_all(RIGHTS))?
+        .create()?;
+    let use_file = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
     for (paths, access) in [
+        (&needs.list, AccessFs::ReadDir.into()),
         (&needs.read, AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::IoctlDev),
-        (&needs.write, AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev),
-        (
-            &needs.make,
-            AccessFs::ReadFile
-                | AccessFs::WriteFile
-                | AccessFs::ReadDir
-                | AccessFs::Truncate
-                | AccessFs::MakeReg
-                | AccessFs::RemoveFile,
-        ),
+        (&needs.write, use_file | AccessFs::IoctlDev),
+        (&needs.overlays, use_file),
+        (&needs.make, use_file | AccessFs::ReadDir | AccessFs::MakeReg | AccessFs::RemoveFile),
         (&needs.sockets, AccessFs::MakeSock | AccessFs::RemoveFile),
     ] {
         for path in paths {
             ruleset = allow(ruleset, path, access)?;
         }
     }
-    for port in needs.ports.into_iter().flatten() {
+    for port in needs.listen {
         ruleset = ruleset.add_rule(NetPort::new(port, AccessNet::BindTcp))?;
+    }
+    for port in needs.connect {
+        ruleset = ruleset.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
     }
     Ok(ruleset.restrict_self()?.ruleset)
 }
@@ -120,25 +145,31 @@ fn allow(
 ) -> Result<RulesetCreated, RulesetError> {
     let Ok(fd) = PathFd::new(path) else { return Ok(ruleset) };
     let access = if path.is_dir() { access } else { access & AccessFs::from_file(RIGHTS) };
+    if access.is_empty() {
+        return Ok(ruleset);
+    }
     ruleset.add_rule(PathBeneath::new(fd, access))
 }
 
 /// What a configuration takes.
 #[derive(Debug, Default)]
 struct Needs {
+    list: BTreeSet<PathBuf>,
     read: BTreeSet<PathBuf>,
     write: BTreeSet<PathBuf>,
+    overlays: BTreeSet<PathBuf>,
     make: BTreeSet<PathBuf>,
     sockets: BTreeSet<PathBuf>,
-    /// TCP ports to listen on. `None`: a name has to be looked up, for which ports are needed that nobody knows.
-    ports: Option<Vec<u16>>,
+    /// TCP ports.
+    listen: BTreeSet<u16>,
+    connect: BTreeSet<u16>,
 }
 
 impl Needs {
     fn of(plan: &Plan) -> Needs {
-        let mut needs = Needs { ports: Some(Vec::new()), ..Needs::default() };
-        let system = ["/proc/self", "/proc/stat", "/sys", "/dev/random", "/dev/urandom"];
-        needs.read.extend(system.map(PathBuf::from));
+        let mut needs = Needs::default();
+        needs.list.insert("/proc".into());
+        needs.read.extend(SYSTEM.map(PathBuf::from));
         needs.write.insert("/dev/null".into());
         needs.read.extend(plan.server.image_dirs.iter().cloned());
         for disk in &plan.disks {
@@ -147,12 +178,12 @@ impl Needs {
         for listen in &plan.server.listen {
             match listen {
                 Listen::Unix(path) => needs.add_socket(path),
-                Listen::Tcp(host, port) if host.parse::<IpAddr>().is_ok() => {
-                    needs.ports.iter_mut().for_each(|ports| ports.push(*port));
-                }
-                Listen::Tcp(..) => {
-                    needs.ports = None;
-                    needs.read.extend(RESOLVER.map(PathBuf::from));
+                Listen::Tcp(host, port) => {
+                    needs.listen.insert(*port);
+                    if host.parse::<IpAddr>().is_err() {
+                        needs.connect.insert(DNS);
+                        needs.read.extend(RESOLVER.map(PathBuf::from));
+                    }
                 }
             }
         }
@@ -163,31 +194,22 @@ impl Needs {
     }
 
     fn add_disk(&mut self, disk: &Disk) {
-        let top = disk.top();
         for layer in &disk.layers {
-            let path = std::fs::canonicalize(&layer.file);
-            let is_device = path
-                .as_ref()
-                .is_ok_and(|path| path.metadata().is_ok_and(|file| file.file_type().is_block_device()));
-            match (path, layer.file.parent()) {
-                // Beside a device are other devices.
-                (Ok(path), _) if is_device => {
-                    self.read.insert(path);
-                }
-                (Ok(path), _) => self.read.extend(path.parent().map(Path::to_path_buf)),
-                (Err(_), Some(folder)) if layer.create.is_some() => {
-                    self.make.insert(folder.to_path_buf());
-                }
-                (Err(_), _) => {}
+            if layer.create.is_some() && layer.file.symlink_metadata().is_err() {
+                self.make.extend(layer.file.parent().map(Path::to_path_buf));
+            } else {
+                self.read.insert(layer.file.clone());
             }
         }
+        let top = &disk.top().file;
         if disk.writes_top() {
-            self.write.insert(top.file.clone());
+            self.write.insert(top.clone());
         }
+        // Where it is really, and not where a link to it is.
         if disk.ephemeral
-            && let Ok(path) = std::fs::canonicalize(&top.file)
+            && let Ok(path) = std::fs::canonicalize(top)
         {
-            self.make.extend(path.parent().map(Path::to_path_buf));
+            self.overlays.extend(path.parent().map(Path::to_path_buf));
         }
     }
 
@@ -217,7 +239,7 @@ mod tests {
     fn sandboxed(folder: &Path, text: &str, inside: impl FnOnce() + Send + 'static) {
         let plan = plan(folder, text);
         let inside = move || {
-            assert_eq!(enter(&plan), Sandbox::On, "this test needs Landlock as of Linux 6.10");
+            assert_eq!(enter(&plan), Sandbox::On, "this test needs Landlock as of Linux 6.12");
             // A thread that is started in it is in it.
             std::thread::spawn(inside).join().expect("what is expected inside");
         };
@@ -242,7 +264,7 @@ mod tests {
         for sub in ["images", "made", "run"] {
             std::fs::create_dir(dir.join(sub)).unwrap();
         }
-        for file in ["images/top.vdi", "images/base.vdi", "secret"] {
+        for file in ["images/top.vdi", "images/base.vdi", "images/unnamed.vdi", "secret"] {
             std::fs::write(dir.join(file), "x").unwrap();
         }
         let port = free_port();
@@ -263,22 +285,26 @@ mod tests {
             UnixListener::bind(dir.join("run/nbd.sock")).expect("a socket is made");
             std::fs::remove_file(dir.join("run/nbd.sock")).expect("and removed");
             denied(UnixListener::bind(dir.join("images/nbd.sock")));
-            for outside in [dir.join("secret"), "/etc/passwd".into(), "/proc/1/status".into()] {
+            let unnamed = dir.join("images/unnamed.vdi");
+            for outside in [unnamed, dir.join("secret"), "/etc/passwd".into(), "/proc/1/status".into()] {
                 denied(File::open(outside));
             }
             denied(std::fs::read_dir("/"));
             denied(std::process::Command::new("/bin/true").status());
+            let parent = rustix::process::getppid().expect("a parent");
+            denied(rustix::process::test_kill_process(parent).map_err(std::io::Error::from));
             TcpListener::bind(("127.0.0.1", port)).expect("its own port");
             denied(TcpListener::bind("127.0.0.1:0"));
             denied(std::net::TcpStream::connect(("127.0.0.1", port)));
             File::open("/dev/urandom").expect("new UUIDs");
             std::fs::read_to_string("/proc/self/stat").expect("metrics");
             std::fs::read_dir("/proc/self/fd").expect("metrics").for_each(drop);
+            std::fs::read_dir("/proc").expect("whose lock it is").for_each(drop);
         });
     }
 
     #[test]
-    fn the_overlay_of_an_ephemeral_disk_can_be_made() {
+    fn the_overlay_of_an_ephemeral_disk_can_be_made_and_no_file_with_a_name() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().canonicalize().unwrap();
         std::fs::write(dir.join("a.vdi"), "x").unwrap();
@@ -286,6 +312,8 @@ mod tests {
             let file = tempfile::tempfile_in(&dir).expect("a file without a name");
             let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
             OpenOptions::new().read(true).write(true).open(again).expect("opened a second time");
+            denied(File::create(dir.join("b.vdi")));
+            denied(std::fs::remove_file(dir.join("a.vdi")));
         });
     }
 
@@ -298,6 +326,8 @@ mod tests {
             let address = ("localhost", port);
             let found = std::net::ToSocketAddrs::to_socket_addrs(&address).expect("known everywhere");
             TcpListener::bind(&*found.collect::<Vec<_>>()).expect("a port");
+            denied(TcpListener::bind("127.0.0.1:0"));
+            denied(std::net::TcpStream::connect(("127.0.0.1", port)));
         });
     }
 }

@@ -93,12 +93,32 @@ impl Server {
     /// `diskchain serve --config CONFIG`, whose `listen` must be the socket `diskchain.sock` in `dir`.
     #[track_caller]
     pub fn diskchain_config(dir: &Path, config: &str) -> Server {
+        Server::diskchain_config_with(dir, config, &[])
+    }
+
+    /// The same with more words on the command line.
+    #[track_caller]
+    pub fn diskchain_config_with(dir: &Path, config: &str, options: &[&str]) -> Server {
+        let started = Server::try_start_config(dir, config, options);
+        started.unwrap_or_else(|refused| panic!("{refused}"))
+    }
+
+    /// The same, for a test in which the server may refuse to start.
+    ///
+    /// # Errors
+    /// How it ended, when it ended before it served.
+    #[track_caller]
+    pub fn try_diskchain_config(dir: &Path, config: &str) -> Result<Server, Refused> {
+        Server::try_start_config(dir, config, &[])
+    }
+
+    #[track_caller]
+    fn try_start_config(dir: &Path, config: &str, options: &[&str]) -> Result<Server, Refused> {
         let path = dir.join("diskchain.toml");
         fs::write(&path, config).expect("write a config file");
         let mut command = Command::new(diskchain_binary());
-        command.arg("serve").arg("--config").arg(&path);
-        let started = Server::try_start(command, dir, dir.join("diskchain.sock"));
-        started.unwrap_or_else(|refused| panic!("{refused}"))
+        command.arg("serve").arg("--config").arg(&path).args(options);
+        Server::try_start(command, dir, dir.join("diskchain.sock"))
     }
 
     /// The same under strace, which writes the calls that sync files to `trace`, each before it returns

@@ -1,8 +1,14 @@
 //! What a client or the daemon's own bounds could turn into harm: memory shares, and the sandbox around the process.
 
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
 use diskchain_tests::chain::{Base, Chain};
-use diskchain_tests::client::Request;
-use diskchain_tests::server::Server;
+use diskchain_tests::client::{Client, Request};
+use diskchain_tests::server::{Server, diskchain};
+use diskchain_tests::tool::wait_until;
 
 const MIB: u64 = 1 << 20;
 
@@ -43,4 +49,158 @@ fn a_burst_of_reads_beyond_the_memory_of_a_client_is_answered_to_the_last() {
     }
     client.disconnect().expect("a clean goodbye");
     server.stop();
+}
+
+/// What `/proc` says under `field` of each thread of a process.
+fn of_every_thread(pid: u32, field: &str) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process has threads");
+    let status = threads.map(|thread| {
+        let status = fs::read_to_string(thread.expect("a thread").path().join("status"));
+        let status = status.expect("a thread's status");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a known field");
+        line.trim().to_owned()
+    });
+    status.collect()
+}
+
+/// Serves an ephemeral disk whose image is in `dir/images`, with `options` on the command line.
+fn ephemeral(dir: &Path, options: &[&str]) -> Server {
+    fs::create_dir(dir.join("images")).expect("make a folder");
+    let image = dir.join("images/top.vdi");
+    diskchain(&["image", "create", "--size", "1MiB"]).arg(&image).run();
+    let config = format!(
+        "[server]\nlisten = [\"unix:diskchain.sock\"]\ncontrol = \"off\"\ndefault_export = \"a\"\n\
+         [disk.a]\nfile = {image:?}\nephemeral = true\n"
+    );
+    Server::diskchain_config_with(dir, &config, options)
+}
+
+/// Puts another folder into the place of `images`, which the configuration names.
+fn replace_images(dir: &Path) {
+    fs::rename(dir.join("images"), dir.join("gone")).expect("move a folder");
+    fs::create_dir(dir.join("images")).expect("make a folder");
+}
+
+#[test]
+fn every_thread_of_a_daemon_with_a_configuration_is_in_the_sandbox() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = ephemeral(dir.path(), &[]);
+    assert!(server.log().contains("sandboxed: only the files and ports"), "{}", server.log());
+    server.connect("").write(0, &[7; 4096]).expect("an overlay is made in the folder of the configuration");
+    let privileges = of_every_thread(server.pid(), "NoNewPrivs:");
+    assert!(privileges.len() > 2, "the runtime has threads");
+    assert!(privileges.iter().all(|no_new| no_new == "1"), "{privileges:?}");
+    // Whichever thread serves a client is kept to the folder that was there, not to what has its name now.
+    replace_images(dir.path());
+    let refused = || Client::connect(server.socket(), "").and_then(|mut client| client.read(0, 512)).is_err();
+    wait_until("the first overlay is gone with its client", 10, refused);
+    for _ in 0..16 {
+        assert!(refused(), "an overlay was made in a foreign folder");
+    }
+    assert!(server.log().matches("ermission denied").count() > 16, "{}", server.log());
+    server.stop();
+}
+
+#[test]
+fn a_daemon_that_is_told_to_does_without_the_sandbox() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = ephemeral(dir.path(), &["--no-sandbox"]);
+    assert!(!server.log().contains("sandbox"), "{}", server.log());
+    assert!(of_every_thread(server.pid(), "NoNewPrivs:").iter().all(|no_new| no_new == "0"));
+    replace_images(dir.path());
+    server.connect("").write(0, &[7; 4096]).expect("an overlay is made anywhere");
+    server.stop();
+}
+
+#[test]
+fn all_that_a_configuration_can_name_works_in_the_sandbox() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |file: &str| dir.path().join(file);
+    for folder in ["elsewhere", "made", "run", "store"] {
+        fs::create_dir(at(folder)).unwrap();
+    }
+    // A parent that a link leads to, one that is searched, and one of the image that is made.
+    diskchain(&["image", "create", "--size", "2MiB"]).arg(at("elsewhere/base.vdi")).run();
+    symlink(at("elsewhere/base.vdi"), at("base.vdi")).unwrap();
+    let child = |child: &str, parent: &str| {
+        diskchain(&["image", "create"]).arg(at(child)).arg("--parent").arg(at(parent)).run();
+    };
+    child("linked.vdi", "elsewhere/base.vdi");
+    diskchain(&["image", "create", "--size", "2MiB"]).arg(at("store/base.vdi")).run();
+    child("store/searched.vdi", "store/base.vdi");
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).unwrap().port();
+    let store = dir.path().canonicalize().unwrap();
+    let config = format!(
+        r#"
+        [server]
+        listen = ["unix:diskchain.sock", "tcp:localhost:{port}"]
+        control = "unix:run/control.sock"
+        image_dirs = ["store", {elsewhere:?}, "made", "."]
+        default_export = "linked"
+        [disk.linked]
+        layers = [{{ file = "base.vdi" }}, {{ file = "linked.vdi" }}]
+        [disk.searched]
+        file = "store/searched.vdi"
+        parents = "auto"
+        [disk.made]
+        layers = [
+            {{ file = "store/base.vdi" }},
+            {{ file = "made/new.vdi", format = "vdi", create = {{ format = "vdi" }} }},
+        ]
+        [disk.raw]
+        file = "made/new.img"
+        create = {{ size = "2MiB", format = "raw" }}
+        [disk.passing]
+        file = "store/base.vdi"
+        ephemeral = true
+        "#,
+        elsewhere = store.join("elsewhere"),
+    );
+    for run in 0..2 {
+        let server = Server::diskchain_config(dir.path(), &config);
+        assert!(server.log().contains("sandboxed: only the files and ports"), "{}", server.log());
+        for disk in ["linked", "searched", "made", "raw", "passing"] {
+            let mut client = server.connect(disk);
+            client.write(0, &[run + 1; 4096]).unwrap_or_else(|error| panic!("{disk}: {error}"));
+            client.call(&Request::Trim { offset: 1 << 20, len: 1 << 20 }).expect("trim");
+            client.flush().expect("flush");
+            assert_eq!(client.read(0, 4096).expect("read"), [run + 1; 4096], "{disk}");
+        }
+        diskchain(&["show", "made", "--control"]).arg(at("run/control.sock")).run();
+        std::net::TcpStream::connect(("localhost", port)).expect("TCP by name");
+        server.stop();
+        let left = fs::read_dir(at("made")).unwrap().count();
+        assert_eq!(left, 2, "nothing unfinished is left");
+        for socket in ["diskchain.sock", "run/control.sock"] {
+            assert!(!at(socket).exists(), "{socket} goes with the daemon");
+        }
+    }
+}
+
+#[test]
+fn a_parent_outside_of_image_dirs_is_refused_and_the_sandbox_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut chain = Chain::new(Base::Vdi, 64 * MIB);
+    chain.push_child();
+    fs::create_dir(dir.path().join("images")).unwrap();
+    let child = dir.path().join("images/child.vdi");
+    fs::rename(chain.top(), &child).unwrap();
+    symlink(chain.base(), dir.path().join("images/base.vdi")).unwrap();
+    let config = |base: &Path, dirs: &str| {
+        format!(
+            "[server]\nlisten = [\"unix:diskchain.sock\"]\ncontrol = \"off\"\n{dirs}\n\
+             default_export = \"a\"\n[disk.a]\nlayers = [{{ file = {base:?} }}, {{ file = {child:?} }}]\n"
+        )
+    };
+    let server = Server::diskchain_config(dir.path(), &config(chain.base(), ""));
+    server.connect("").write(0, &[7; 4096]).expect("without image_dirs what is named is served");
+    server.stop();
+    let refusal = |base: &Path| {
+        let config = config(base, "image_dirs = [\"images\"]");
+        Server::try_diskchain_config(dir.path(), &config).err().expect("a refusal").said
+    };
+    let said = refusal(chain.base());
+    assert!(said.contains("is not inside `image_dirs`"), "{said}");
+    let said = refusal(&dir.path().join("images/base.vdi"));
+    assert!(said.contains("lies outside of image_dirs") && said.contains("--no-sandbox"), "{said}");
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Args;
+use disk_core::ErrorKind;
 use diskchain_config::plan::{Format, Listen, LogFormat, LogLevel, Plan};
 use diskchain_config::{DefaultSockets, Diagnostics, FilesToServe};
 use futures_util::future::join_all;
@@ -24,6 +25,7 @@ use crate::exit::Exit;
 use crate::listener::{self, Listener};
 use crate::manager::{Export, Manager};
 use crate::sandbox::{self, Sandbox};
+use crate::sd::Inherited;
 use crate::server::Server;
 use crate::{assemble, logging, sd, selftest};
 
@@ -84,12 +86,15 @@ pub struct Service {
     pub demo: Option<PathBuf>,
     /// The folder of a socket that nobody named; goes with this.
     pub folder: Option<TempDir>,
+    /// The sockets that the service manager handed in.
+    pub inherited: Inherited,
     /// What this process shut itself off from.
     pub sandbox: Sandbox,
 }
 
-/// What `diskchain serve` is to do. A daemon that follows a configuration is in its sandbox from now on: this comes
-/// before any thread is started. Whoever serves files by hand or a command wants to see them do more.
+/// What `diskchain serve` is to do. This comes before any thread is started, for two reasons: taking the sockets that
+/// were handed in changes the environment, and a daemon that follows a configuration is in its sandbox from now on.
+/// Whoever serves files by hand or a command wants to see them do more.
 ///
 /// # Errors
 /// Why nothing is served.
@@ -122,15 +127,25 @@ pub fn prepare(args: &ServeArgs) -> Result<Service, Exit> {
             Err(error) => return Err(fail(Exit::Usage, format!("--control {}: {error}", control.display()))),
         }
     }
+    let inherited =
+        sd::take_listeners().map_err(|error| fail(Exit::Failed, format!("inherited sockets: {error}")))?;
     let sandboxed = !by_hand && args.run.is_none() && !args.no_sandbox;
-    let sandbox = if sandboxed {
-        plan.server.listen.iter().for_each(make_folder);
-        plan.server.control.iter().for_each(|path| make_folder(&Listen::Unix(path.clone())));
-        sandbox::enter(&plan)
-    } else {
-        Sandbox::Off
-    };
-    Ok(Service { plan, by_hand, run: args.run.clone(), demo: None, folder, sandbox })
+    let sandbox = if sandboxed { enter_sandbox(&plan, &inherited) } else { Sandbox::Off };
+    Ok(Service { plan, by_hand, run: args.run.clone(), demo: None, folder, inherited, sandbox })
+}
+
+/// Enters the sandbox, with a right to make only those sockets that were not handed in.
+fn enter_sandbox(plan: &Plan, inherited: &Inherited) -> Sandbox {
+    let mut plan = plan.clone();
+    if !inherited.nbd.is_empty() {
+        plan.server.listen.clear();
+    }
+    if !inherited.control.is_empty() {
+        plan.server.control = None;
+    }
+    plan.server.listen.iter().for_each(make_folder);
+    plan.server.control.iter().for_each(|path| make_folder(&Listen::Unix(path.clone())));
+    sandbox::enter(&plan)
 }
 
 /// The sockets of a daemon that was not told any: the system's for root, otherwise the user's.
@@ -170,16 +185,18 @@ fn plan(args: &ServeArgs, sockets: &DefaultSockets) -> Result<Plan, Diagnostics>
 
 /// Serves until a signal or the end of the command.
 pub async fn serve(service: Service) -> Exit {
-    let Service { plan, by_hand, run, demo, folder: _folder, sandbox } = service;
+    let Service { plan, by_hand, run, demo, folder: _folder, inherited, sandbox } = service;
     let format =
         if by_hand && plan.log.format == LogFormat::Auto { LogFormat::Pretty } else { plan.log.format };
     let level = if by_hand { LogLevel::Warn } else { plan.log.level };
     logging::start(level, format);
     match &sandbox {
         Sandbox::Off => {}
-        sandbox => tracing::info!("{sandbox}"),
+        Sandbox::Unavailable(_) => tracing::warn!("{sandbox}"),
+        Sandbox::On | Sandbox::Partly => tracing::info!("{sandbox}"),
     }
-    let Started { server, listeners, control: _control } = match start(plan, by_hand).await {
+    let started = start(plan, by_hand, inherited, &sandbox).await;
+    let Started { server, listeners, control: _control } = match started {
         Ok(started) => started,
         Err(exit) => return exit,
     };
@@ -226,9 +243,7 @@ struct Started {
 }
 
 /// Everything up to the moment when clients may come.
-async fn start(plan: Plan, by_hand: bool) -> Result<Started, Exit> {
-    let refused = |error: &dyn std::fmt::Display| fail(Exit::Failed, format!("inherited sockets: {error}"));
-    let inherited = sd::take_listeners().map_err(|error| refused(&error))?;
+async fn start(plan: Plan, by_hand: bool, inherited: Inherited, sandbox: &Sandbox) -> Result<Started, Exit> {
     let (disks, groups) = match assemble::open_disks(&plan).await {
         Ok(opened) => opened,
         Err(errors) => {
@@ -239,11 +254,15 @@ async fn start(plan: Plan, by_hand: bool) -> Result<Started, Exit> {
                     fail(Exit::Failed, error);
                 }
             }
+            if sandbox.holds() && errors.iter().any(|error| error.kind() == ErrorKind::PermissionDenied) {
+                tracing::error!("if the rights of the file allow it, the sandbox does not: see --no-sandbox");
+            }
             return Err(assemble::exit(&errors));
         }
     };
     let inherited_nbd: Result<Vec<_>, _> = inherited.nbd.into_iter().map(Listener::try_from).collect();
-    let mut listeners = inherited_nbd.map_err(|error| refused(&error))?;
+    let mut listeners =
+        inherited_nbd.map_err(|error| fail(Exit::Failed, format!("inherited sockets: {error}")))?;
     if listeners.is_empty() {
         for address in &plan.server.listen {
             make_folder(address);

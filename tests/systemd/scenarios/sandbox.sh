@@ -11,6 +11,10 @@ for set in Inh Prm Eff Bnd Amb; do
     grep -qx "Cap$set:	0000000000000000" /proc/"$pid"/status || fail "Cap$set is not empty"
 done
 
+step "it is in a sandbox of its own within that"
+sandboxed() { daemon_log | grep -q 'sandboxed: only the files and ports of the configuration'; }
+within 10 sandboxed
+
 step "its file system is read-only but for its state"
 writable() { nsenter --target "$pid" --mount runuser -u diskchain -- touch "$1" 2>/tmp/why; }
 writable $images/probe || fail "cannot write to $images: $(cat /tmp/why)"
