@@ -248,10 +248,11 @@ async fn start(plan: Plan, by_hand: bool, inherited: Inherited, sandbox: &Sandbo
         Ok(opened) => opened,
         Err(errors) => {
             for error in &errors {
-                // In the message, not in a field: the journal shows only messages.
-                tracing::error!("cannot open a disk: {error}");
-                if by_hand || std::io::stderr().is_terminal() {
+                if by_hand {
                     fail(Exit::Failed, error);
+                } else {
+                    // In the message, not in a field: the journal shows only messages.
+                    tracing::error!("cannot open a disk: {error}");
                 }
             }
             if sandbox.holds() && errors.iter().any(|error| error.kind() == ErrorKind::PermissionDenied) {
