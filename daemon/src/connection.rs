@@ -139,15 +139,16 @@ impl Connection {
         }
     }
 
-    /// Serves the client until either side ends it. All requests that started are finished when this returns.
-    pub async fn serve(mut self, stop: &Stop) -> End {
+    /// Serves the client until either side ends it. All requests that started are finished when this returns, and the
+    /// socket is still open.
+    pub async fn serve(mut self, stop: &Stop) -> (End, Socket) {
         let end = self.run(stop).await;
         // Who has said goodbye is owed all that was asked for before, whether or not the answers can be sent.
         if self.mood != Mood::Leaving || matches!(end, End::Stopped) {
             self.context.client.leave();
         }
         while self.in_flight.next().await.is_some() {}
-        end
+        (end, self.socket)
     }
 
     async fn run(&mut self, stop: &Stop) -> End {

@@ -3,8 +3,9 @@
 //! Invariant: at any time at most one device writes to a disk's images, and the overlay of an ephemeral disk exists
 //! exactly as long as somebody is attached.
 
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disk_core::Result;
 use disk_core::chain::{Chain, ChainOptions};
@@ -32,7 +33,7 @@ pub struct Disk {
 enum Source {
     /// Open from the start of the daemon to its end.
     Permanent(Arc<Device>),
-    /// Made for the first client, dropped with the last.
+    /// Made for the first client, forgotten with the last.
     Ephemeral(Ephemeral),
 }
 
@@ -42,9 +43,24 @@ struct Ephemeral {
     /// Where overlays take their space.
     directory: PathBuf,
     options: (ChainOptions, DeviceOptions),
-    current: Mutex<Weak<Device>>,
+    current: Mutex<Option<Current>>,
     /// Held while an overlay is made, so that two first clients get the same one.
     making: tokio::sync::Mutex<()>,
+}
+
+/// The device of an ephemeral disk as long as somebody is attached.
+#[derive(Debug)]
+struct Current {
+    device: Arc<Device>,
+    attached: usize,
+}
+
+/// A client's hold on a disk. The overlay of an ephemeral disk is forgotten when the last of them is dropped: whoever
+/// attaches after that gets a new one, also while the old device is still looked at.
+#[derive(Debug)]
+pub struct Attached {
+    disk: Arc<Disk>,
+    device: Arc<Device>,
 }
 
 impl Disk {
@@ -103,15 +119,16 @@ impl Disk {
         self.device().map_or_else(|| self.layers().to_vec(), |device| device.chain().layers().to_vec())
     }
 
-    /// The device for a client that attaches; an ephemeral one lives while anybody holds it.
+    /// The device for a client that attaches.
     ///
     /// # Errors
     /// If an overlay cannot be made.
-    pub async fn attach(&self) -> Result<Arc<Device>> {
-        match &self.source {
-            Source::Permanent(device) => Ok(Arc::clone(device)),
-            Source::Ephemeral(ephemeral) => ephemeral.attach(&self.plan.name, &self.throttle).await,
-        }
+    pub async fn attach(self: &Arc<Self>) -> Result<Attached> {
+        let device = match &self.source {
+            Source::Permanent(device) => Arc::clone(device),
+            Source::Ephemeral(ephemeral) => ephemeral.attach(&self.plan.name, &self.throttle).await?,
+        };
+        Ok(Attached { disk: Arc::clone(self), device })
     }
 
     /// The worst that happened to it since it was opened; an overlay that is gone takes what happened to it along.
@@ -123,7 +140,7 @@ impl Disk {
     pub fn device(&self) -> Option<Arc<Device>> {
         match &self.source {
             Source::Permanent(device) => Some(Arc::clone(device)),
-            Source::Ephemeral(ephemeral) => ephemeral.current().upgrade(),
+            Source::Ephemeral(ephemeral) => ephemeral.current().as_ref().map(|it| Arc::clone(&it.device)),
         }
     }
 }
@@ -133,21 +150,49 @@ impl Ephemeral {
         &**self.parents.last().expect("a disk has an image")
     }
 
-    fn current(&self) -> MutexGuard<'_, Weak<Device>> {
+    fn current(&self) -> MutexGuard<'_, Option<Current>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn attach(&self, name: &str, throttle: &Arc<Throttle>) -> Result<Arc<Device>> {
         let _making = self.making.lock().await;
-        if let Some(device) = self.current().upgrade() {
-            return Ok(device);
+        if let Some(current) = &mut *self.current() {
+            current.attached += 1;
+            return Ok(Arc::clone(&current.device));
         }
         let overlay = overlay::create(&self.directory, self.top()).await?;
         let layers = self.parents.iter().cloned().chain([overlay]).collect();
         let (chain, options) = self.options;
         let chain = Chain::new(layers, chain);
         let device = Arc::new(Device::new(name.to_owned(), chain, throttle.clone(), options));
-        *self.current() = Arc::downgrade(&device);
+        *self.current() = Some(Current { device: Arc::clone(&device), attached: 1 });
         Ok(device)
+    }
+
+    fn detach(&self) {
+        let mut current = self.current();
+        if let Some(attached) = current.as_mut().map(|it| &mut it.attached) {
+            *attached -= 1;
+        }
+        let ended = current.take_if(|it| it.attached == 0);
+        // Its file is closed without the lock.
+        drop(current);
+        drop(ended);
+    }
+}
+
+impl Deref for Attached {
+    type Target = Arc<Device>;
+
+    fn deref(&self) -> &Arc<Device> {
+        &self.device
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if let Source::Ephemeral(ephemeral) = &self.disk.source {
+            ephemeral.detach();
+        }
     }
 }

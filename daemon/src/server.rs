@@ -95,8 +95,8 @@ impl Server {
             }
         };
         let Some(export) = self.manager.export(session.export()).cloned() else { return };
-        let device = match export.disk.attach().await {
-            Ok(device) => device,
+        let attached = match export.disk.attach().await {
+            Ok(attached) => attached,
             Err(error) => {
                 return tracing::error!(diskchain.export = session.export(), %error, "cannot attach a client");
             }
@@ -116,9 +116,13 @@ impl Server {
         tracing::info!(diskchain.export = session.export(), diskchain.client = id, peer, "connected");
         let allowance = Allowance::new(self.manager.budget().clone());
         let most_in_flight = export.disk.plan.max_in_flight.get() as usize;
+        let device = Arc::clone(&attached);
         let connection =
             Connection::new(socket, session, &leftover, device, client, allowance, most_in_flight);
-        let end = connection.serve(&self.stop).await;
+        let (end, socket) = connection.serve(&self.stop).await;
+        // In this order: who sees the last connection end, or the list without it, gets a new overlay.
+        drop(attached);
+        drop(socket);
         log_end(&export.plan.name, id, &end);
     }
 

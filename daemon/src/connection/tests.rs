@@ -77,7 +77,7 @@ async fn served(limits: Limits) -> (Served, UnixStream) {
     let connection = Connection::new(Socket::Unix(ours), session, &[], device, Client::new(), allowance, 128);
     let stop = Stop::default();
     let heard = stop.clone();
-    let end = tokio::spawn(async move { connection.serve(&heard).await });
+    let end = tokio::spawn(async move { connection.serve(&heard).await.0 });
     (Served { stop, budget, end }, theirs)
 }
 
