@@ -14,6 +14,7 @@ packages=(
     libnbd-bin python3-libnbd fio nbd-client        # NBD clients
     busybox-static e2fsprogs kmod cpio zstd xz-utils # the guest's initramfs, packed images
     syslinux mtools dosfstools                      # a disk that a guest boots from
+    dmsetup                                         # a device that fails, in the guest
     binutils curl strace systemd
     python3 python3-venv
 )

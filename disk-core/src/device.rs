@@ -338,9 +338,7 @@ impl Device {
         in_flight.leave(now);
         spent.total = now.saturating_duration_since(ticket.began());
         spent.error = outcome.as_ref().err().map(Error::kind);
-        if spent.error == Some(ErrorKind::Corrupt) {
-            self.condition.worsen(Condition::Corrupt);
-        }
+        self.remember(spent.error);
         self.stats.record(&spent);
         if !self.options.slow_io.is_zero() && spent.total >= self.options.slow_io {
             self.log_slow(ticket.id(), client, range, &spent);
@@ -356,6 +354,17 @@ impl Device {
         }
         let message = format!("{} is frozen: an earlier request ended in a fault of this program", self.name);
         Err(Error::new(ErrorKind::Io, message))
+    }
+
+    /// Remembers what a failure says about the disk. A flush is not always one that a client asked for: blocks are
+    /// flushed before the map names them.
+    fn remember(&self, error: Option<ErrorKind>) {
+        let condition = match error {
+            Some(ErrorKind::Corrupt) => Condition::Corrupt,
+            Some(ErrorKind::FlushFailed) => Condition::FlushFailed,
+            _ => return,
+        };
+        self.condition.worsen(condition);
     }
 
     /// Flushes the chain, and remembers if that failed.
@@ -491,6 +500,7 @@ impl Device {
         let bytes = blocks.iter().map(ByteRange::len).sum();
         let error = outcome.as_ref().err().map(Error::kind);
         let total = began.elapsed();
+        self.remember(error);
         self.stats.record(&Outcome { op: Op::Compact, bytes, total, error, ..Outcome::default() });
         outcome
     }

@@ -37,6 +37,9 @@ pub enum ErrorKind {
     NoSpace,
     /// The device below failed.
     Io,
+    /// The device below lost writes that it had taken: some of those since the last good flush may be missing, and every
+    /// later flush of the image fails too.
+    FlushFailed,
     /// The client that asked is gone and the request had not started.
     Cancelled,
     /// The disk is closing and takes no more requests.
@@ -65,6 +68,13 @@ impl Error {
             message: message.into(),
             source: Some(Box::new(source)),
         }))
+    }
+
+    /// The same error, for callers to act on as a `kind`.
+    #[must_use]
+    pub fn of_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
+        self
     }
 
     /// The same error with more context in front of its text.

@@ -508,6 +508,7 @@ impl HostFile {
         let error = self.failed(errno, "write", at, len);
         if self.write_through() && self.direct().is_none() && error.kind() == ErrorKind::Io {
             self.lost_writes(errno);
+            return error.of_kind(ErrorKind::FlushFailed);
         }
         error
     }
@@ -524,7 +525,8 @@ impl HostFile {
             let error = Error::io(
                 errno.into(),
                 format!("{}: flush failed, writes may be lost; open it anew and verify it", self.name()),
-            );
+            )
+            .of_kind(ErrorKind::FlushFailed);
             tracing::error!(file = self.name(), %error, "flush failed; every later flush of this file fails too");
             error
         });
