@@ -101,6 +101,33 @@ fn a_payload_that_is_cut_short_changes_nothing() {
 }
 
 #[test]
+fn a_write_longer_than_allowed_is_refused_without_room_for_its_payload() {
+    let (_chain, server) = served("");
+    let before = server.resident_bytes();
+    let mut client = server.connect("");
+    let long = Request::Write { offset: 0, data: vec![9; 33 << 20], fua: false };
+    client.send(&long).expect("send");
+    let (_, result) = client.receive().expect("the connection lives on");
+    assert_eq!(result, Err(EINVAL));
+    worst_read(&mut client, 1);
+    // Past the end, too: and the answer does not wait for a payload that may never come.
+    for len in [65 << 20, 1 << 31, u32::MAX] {
+        let mut client = server.connect("");
+        let mut header = vec![0x25, 0x60, 0x95, 0x13, 0, 0, 0, 1];
+        header.extend([0; 16]);
+        header.extend(u32::to_be_bytes(len));
+        client.stream().write_all(&header).expect("send a header");
+        let mut reply = [0; 16];
+        client.stream().read_exact(&mut reply).expect("a reply");
+        assert_eq!(reply[4..8], ENOSPC.to_be_bytes(), "a write of {len} bytes");
+    }
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 16 * MIB, "memory grew by {grown} bytes");
+    worst_read(&mut server.connect(""), 1);
+    server.stop();
+}
+
+#[test]
 fn requests_past_the_end_are_refused_and_the_connection_lives_on() {
     let (_chain, server) = served("");
     let mut client = server.connect("");
