@@ -125,11 +125,25 @@ impl Server {
     /// to the daemon.
     #[track_caller]
     pub fn diskchain_config_traced(dir: &Path, config: &str, trace: &Path) -> Server {
+        Server::start_under_strace(dir, config, &["trace=fsync,fdatasync,sync_file_range"], trace)
+    }
+
+    /// The same under strace, which gives some of its system calls another result: `inject` as strace has it.
+    #[track_caller]
+    pub fn diskchain_config_injected(dir: &Path, config: &str, inject: &str) -> Server {
+        let (call, _) = inject.split_once(':').expect("a call and what comes of it");
+        let words = [format!("trace={call}"), format!("inject={inject}")];
+        Server::start_under_strace(dir, config, &words.each_ref().map(String::as_str), Path::new("/dev/null"))
+    }
+
+    #[track_caller]
+    fn start_under_strace(dir: &Path, config: &str, expressions: &[&str], trace: &Path) -> Server {
         let path = dir.join("diskchain.toml");
         fs::write(&path, config).expect("write a config file");
         let mut command = Command::new("strace");
         // -D: the daemon is this process's child, strace its grandchild.
-        command.args(["-D", "-f", "-e", "trace=fsync,fdatasync,sync_file_range", "-o"]).arg(trace);
+        command.args(["-D", "-f", "-o"]).arg(trace);
+        command.args(expressions.iter().flat_map(|expression| ["-e", expression]));
         command.arg(diskchain_binary()).arg("serve").arg("--config").arg(&path);
         let started = Server::try_start(command, dir, dir.join("diskchain.sock"));
         started.unwrap_or_else(|refused| panic!("{refused}"))

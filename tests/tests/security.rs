@@ -63,16 +63,15 @@ fn of_every_thread(pid: u32, field: &str) -> Vec<String> {
     status.collect()
 }
 
-/// Serves an ephemeral disk whose image is in `dir/images`, with `options` on the command line.
-fn ephemeral(dir: &Path, options: &[&str]) -> Server {
+/// A configuration in `dir` of an ephemeral disk, whose image it makes in `dir/images`.
+fn ephemeral(dir: &Path) -> String {
     fs::create_dir(dir.join("images")).expect("make a folder");
     let image = dir.join("images/top.vdi");
     diskchain(&["image", "create", "--size", "1MiB"]).arg(&image).run();
-    let config = format!(
+    format!(
         "[server]\nlisten = [\"unix:diskchain.sock\"]\ncontrol = \"off\"\ndefault_export = \"a\"\n\
          [disk.a]\nfile = {image:?}\nephemeral = true\n"
-    );
-    Server::diskchain_config_with(dir, &config, options)
+    )
 }
 
 /// Puts another folder into the place of `images`, which the configuration names.
@@ -84,7 +83,7 @@ fn replace_images(dir: &Path) {
 #[test]
 fn every_thread_of_a_daemon_with_a_configuration_is_in_the_sandbox() {
     let dir = tempfile::tempdir().unwrap();
-    let server = ephemeral(dir.path(), &[]);
+    let server = Server::diskchain_config(dir.path(), &ephemeral(dir.path()));
     assert!(server.log().contains("sandboxed: only the files and ports"), "{}", server.log());
     server.connect("").write(0, &[7; 4096]).expect("an overlay is made in the folder of the configuration");
     let privileges = of_every_thread(server.pid(), "NoNewPrivs:");
@@ -104,12 +103,36 @@ fn every_thread_of_a_daemon_with_a_configuration_is_in_the_sandbox() {
 #[test]
 fn a_daemon_that_is_told_to_does_without_the_sandbox() {
     let dir = tempfile::tempdir().unwrap();
-    let server = ephemeral(dir.path(), &["--no-sandbox"]);
+    let config = ephemeral(dir.path());
+    let server = Server::diskchain_config_with(dir.path(), &config, &["--no-sandbox"]);
     assert!(!server.log().contains("sandbox"), "{}", server.log());
     assert!(of_every_thread(server.pid(), "NoNewPrivs:").iter().all(|no_new| no_new == "0"));
     replace_images(dir.path());
     server.connect("").write(0, &[7; 4096]).expect("an overlay is made anywhere");
     server.stop();
+}
+
+#[test]
+fn a_kernel_that_knows_less_of_landlock_or_nothing_serves_all_the_same_and_says_so() {
+    for (inject, says, level) in [
+        ("landlock_create_ruleset:error=ENOSYS", "not sandboxed: there is no Landlock here", "WARN"),
+        ("landlock_create_ruleset:error=EOPNOTSUPP", "not sandboxed: there is no Landlock here", "WARN"),
+        ("landlock_create_ruleset:error=EPERM", "not sandboxed: there is no Landlock here", "WARN"),
+        ("landlock_restrict_self:error=EPERM", "not sandboxed: ", "WARN"),
+        // Asked for its version first: that of Linux 5.13, and of Linux 6.2.
+        ("landlock_create_ruleset:retval=1:when=1", "sandboxed as far as this kernel can", "INFO"),
+        ("landlock_create_ruleset:retval=3:when=1", "sandboxed as far as this kernel can", "INFO"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::diskchain_config_injected(dir.path(), &ephemeral(dir.path()), inject);
+        let log = server.log();
+        let line = log.lines().find(|line| line.contains(says)).unwrap_or_else(|| panic!("{inject}: {log}"));
+        assert!(line.contains(level), "{inject}: {line}");
+        server.connect("").write(0, &[7; 4096]).unwrap_or_else(|error| panic!("{inject}: {error}"));
+        let privileges = of_every_thread(server.pid(), "NoNewPrivs:");
+        assert!(privileges.iter().all(|no_new| no_new == "1"), "{inject}: {privileges:?}");
+        server.stop();
+    }
 }
 
 #[test]
