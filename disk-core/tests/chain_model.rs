@@ -59,7 +59,7 @@ impl Trial {
         if let Request::Status { range, .. } = request {
             self.read(*range).await?;
         }
-        let data = data_of(&self.chain, request, serial).await?;
+        let data = data_of(&self.chain, request, serial, &self.images.model).await?;
         let answer = self.chain.ask(request, data.clone()).await;
         self.model.judge(request, &data, &answer)?;
         match (request, answer) {

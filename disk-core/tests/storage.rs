@@ -500,3 +500,44 @@ async fn where_io_uring_is_forbidden_auto_uses_threads_and_io_uring_is_refused()
     assert_eq!(storage.engine(), "threads");
     behaves(Fixture { storage: Arc::new(storage), _dir: Some(dir) }).await;
 }
+
+/// Runs this very test again as a process whose system calls are interrupted, every second one of each kind.
+#[tokio::test]
+async fn system_calls_that_a_signal_interrupts_are_made_again() {
+    const INSIDE: &str = "DISKCHAIN_TEST_INTERRUPTED";
+    if std::env::var_os(INSIDE).is_none() {
+        let calls = ["pread64", "pwritev2", "fdatasync", "fallocate", "ftruncate"];
+        // The first reads are the dynamic loader's, which does not make them again.
+        let faults = calls.map(|call| match call {
+            "pread64" => format!("inject={call}:error=EINTR:when=11+2"),
+            _ => format!("inject={call}:error=EINTR:when=1+2"),
+        });
+        let output = std::process::Command::new("strace")
+            .args(["-f", "-qq", "-e", &format!("trace={}", calls.join(","))])
+            .args(faults.iter().flat_map(|fault| ["-e", fault]))
+            .arg(std::env::current_exe().expect("this test"))
+            .args(["--exact", "system_calls_that_a_signal_interrupts_are_made_again"])
+            .env(INSIDE, "1")
+            .output()
+            .expect("strace runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}\n{said}", String::from_utf8_lossy(&output.stdout));
+        for call in calls {
+            let interrupted =
+                said.lines().filter(|line| line.contains(call) && line.contains("INJECTED")).count();
+            assert!(interrupted > 0, "no {call} was interrupted: {said}");
+        }
+        return;
+    }
+    for cache in [Writeback, Direct] {
+        behaves(file(on_disk(), IoEngine::Threads, cache).await).await;
+        let fixture = file(on_disk(), IoEngine::Threads, cache).await;
+        for number in 0..20 {
+            write(&*fixture.storage, number * 4096, &[number as u8 + 1; 4096]).await;
+            fixture.storage.flush().await.expect("flushed");
+        }
+        for number in 0..20 {
+            assert_eq!(read(&*fixture.storage, number * 4096, 4096).await, [number as u8 + 1; 4096]);
+        }
+    }
+}

@@ -85,7 +85,7 @@ pub struct Faults {
 struct State {
     faults: Vec<Fault>,
     counts: HashMap<Op, u64>,
-    hits: u64,
+    struck: Vec<(Op, Option<ByteRange>)>,
     flush_failed: Option<Error>,
 }
 
@@ -109,7 +109,12 @@ impl Faults {
 
     /// How often a fault struck.
     pub fn hits(&self) -> u64 {
-        self.state().hits
+        self.state().struck.len() as u64
+    }
+
+    /// The operations that a fault struck, and where in the file, oldest first.
+    pub fn struck(&self) -> Vec<(Op, Option<ByteRange>)> {
+        self.state().struck.clone()
     }
 
     /// Operations of this kind so far, failed ones included: how far to count in "fail the n-th".
@@ -139,7 +144,9 @@ impl Faults {
             effect = Some(fault.effect);
             fault.sticky
         });
-        state.hits += u64::from(effect.is_some());
+        if effect.is_some() {
+            state.struck.push((op, range));
+        }
         effect
     }
 

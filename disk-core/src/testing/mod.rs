@@ -6,6 +6,7 @@
 //!   Hold           keeps chosen operations waiting until the test lets them go
 //!   Jitter         makes operations take random times
 //!   model          what a disk must read, whatever was done to it
+//!   trials         one case of each campaign
 //! ```
 //! They are storages around storages and can be stacked: `Hold` over `Faults` over `CrashStorage`.
 
@@ -14,6 +15,7 @@ pub mod faults;
 pub mod hold;
 pub mod jitter;
 pub mod model;
+pub mod trials;
 
 pub use crash::CrashStorage;
 pub use faults::{Fault, Faults};
@@ -26,7 +28,7 @@ use crate::error::Result;
 use crate::storage::{Completer, Completion};
 
 /// The operations of a [`Storage`](crate::storage::Storage) that can be singled out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {
     /// [`read`](crate::storage::Storage::read)
     Read,
@@ -42,6 +44,11 @@ pub enum Op {
     Flush,
     /// [`resize`](crate::storage::Storage::resize)
     Resize,
+}
+
+impl Op {
+    /// All of them.
+    pub const ALL: [Op; 7] = [Op::Read, Op::Write, Op::Zero, Op::Discard, Op::Status, Op::Flush, Op::Resize];
 }
 
 /// Passes what `turn` makes of an outcome on when it is there; at once if it is there already, so that a test in

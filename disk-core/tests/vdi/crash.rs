@@ -7,8 +7,13 @@ use std::sync::Arc;
 
 use disk_core::storage::MemStorage;
 use disk_core::testing::CrashStorage;
+use disk_core::testing::model::campaign;
 
 use crate::disk::{Disk, Rng, SECTORS, Setup, Stamp, Step, after, judge, same_maps, touched};
+
+/// Pasts that the power is cut in, unless more effort is asked for, and cuts in each.
+const SEEDS: u64 = 8;
+const CUTS: usize = 12;
 
 /// What may be read after a power cut, and what must be after a kill.
 struct History {
@@ -157,18 +162,14 @@ async fn campaign(setup: Setup, seed: u64, steps: u32, cuts: usize, states_per_c
     states
 }
 
-/// The default run is some thousand states; `VDI_CRASH_SEEDS` asks for more.
+/// The default run is some thousand states; `DISKCHAIN_TEST_EFFORT` asks for more.
 async fn campaigns(setup: Setup) {
-    let number = |name, default| {
-        std::env::var(name).map_or(default, |value| value.parse().expect("the variable is a number"))
-    };
-    let (first, seeds): (u64, u64) = (number("VDI_CRASH_FIRST", 1), number("VDI_CRASH_SEEDS", 8));
-    let mut states = 0;
-    for seed in first..first + seeds {
-        println!("{setup:?}, seed {seed}");
-        states += campaign(setup, seed, 40, 12, 4).await;
+    let seeds = SEEDS * campaign::effort();
+    let (first, mut states) = (campaign::seed(), 0);
+    for seed in (first..).take(usize::try_from(seeds).expect("a bearable effort")) {
+        states += campaign(setup, seed, 40, CUTS, 4).await;
     }
-    println!("{setup:?}: {states} states, 0 wrong");
+    println!("{setup:?}: seeds from {first}, {} cuts, {states} states, 0 wrong", seeds * CUTS as u64);
     assert!(states > 60 * seeds, "only {states} states of {setup:?}");
 }
 

@@ -5,9 +5,10 @@
 //! Invariant: the same seed and effort draw the same cases.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use proptest::strategy::Strategy;
+use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 /// The seed that was asked for.
@@ -67,6 +68,21 @@ pub fn run<S: Strategy>(
     sum
 }
 
+/// The first of `cases` values that fails, as its number counted from 1 and what was wrong; a panic is a failure too.
+/// Nothing is made smaller: it is for failures that are expected.
+pub fn find<S: Strategy>(
+    cases: u32,
+    strategy: &S,
+    test: impl Fn(S::Value) -> Result<Figures, String>,
+) -> Option<(u32, String)> {
+    let mut runner = runner(Config::default(), seed());
+    (1..=cases).find_map(|number| {
+        let value = strategy.new_tree(&mut runner).expect("a strategy that rejects nothing").current();
+        let outcome = catch_unwind(AssertUnwindSafe(|| test(value)));
+        outcome.unwrap_or_else(|_| Err("panicked".into())).err().map(|wrong| (number, wrong))
+    })
+}
+
 /// How much a test did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -82,11 +98,15 @@ pub struct Figures {
     pub states: u64,
     /// Faults that struck.
     pub faults: u64,
+    /// Bytes of blocks that moved inside their image meanwhile.
+    pub moves: u64,
+    /// Orders of events that were gone through.
+    pub schedules: u64,
 }
 
 impl Figures {
-    fn named(&self) -> [(u64, &'static str); 6] {
-        let Figures { operations, reopens, inspections, cuts, states, faults } = *self;
+    fn named(&self) -> [(u64, &'static str); 8] {
+        let Figures { operations, reopens, inspections, cuts, states, faults, moves, schedules } = *self;
         [
             (operations, "operations"),
             (reopens, "reopens"),
@@ -94,6 +114,8 @@ impl Figures {
             (cuts, "cuts"),
             (states, "states"),
             (faults, "faults"),
+            (moves, "bytes moved"),
+            (schedules, "schedules"),
         ]
     }
 }
@@ -109,6 +131,8 @@ impl std::ops::Add for Figures {
             cuts: self.cuts + other.cuts,
             states: self.states + other.states,
             faults: self.faults + other.faults,
+            moves: self.moves + other.moves,
+            schedules: self.schedules + other.schedules,
         }
     }
 }

@@ -189,9 +189,10 @@ impl Images {
     async fn fill(mut self, serial: &mut u32) -> Result<Images, String> {
         let top = Arc::new(self.top.snapshot());
         let chain = self.open(top.clone()).await?;
+        let old = self.model.clone();
         for request in &self.top_spec().past.clone() {
             *serial += 1;
-            let data = data_of(&chain, request, *serial).await?;
+            let data = data_of(&chain, request, *serial, &old).await?;
             let answer = chain.ask(request, data.clone()).await;
             if !matches!(request, Request::Status { .. }) {
                 self.model.judge(request, &data, &answer)?;
@@ -229,9 +230,27 @@ impl Images {
     /// # Errors
     /// In words.
     pub async fn open_as(&self, top: Arc<dyn Storage>, read_only: bool) -> Result<Chain, String> {
+        self.open_over(self.parents(), top, read_only).await
+    }
+
+    /// The files of all but the top, base first.
+    pub fn parents(&self) -> Vec<Arc<dyn Storage>> {
+        self.parents.iter().map(|file| Arc::clone(file) as Arc<dyn Storage>).collect()
+    }
+
+    /// Opens the chain over its parents and its top as they are in these files.
+    ///
+    /// # Errors
+    /// In words.
+    pub async fn open_over(
+        &self,
+        parents: Vec<Arc<dyn Storage>>,
+        top: Arc<dyn Storage>,
+        read_only: bool,
+    ) -> Result<Chain, String> {
         let mut layers: Vec<Arc<dyn Layer>> = Vec::new();
-        for (image, file) in self.spec.images.iter().zip(&self.parents) {
-            let layer = image.format().open(Arc::clone(file) as Arc<dyn Storage>, true).await;
+        for (image, file) in self.spec.images.iter().zip(parents) {
+            let layer = image.format().open(file, true).await;
             layers.push(layer.map_err(|error| format!("opening a parent: {error}"))?);
         }
         let layer = self.top_spec().format().open(top, read_only).await;

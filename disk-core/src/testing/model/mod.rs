@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
+use crate::buf::is_zero;
 use crate::chain::StatusExtent;
 use crate::range::ByteRange;
 
@@ -142,10 +143,25 @@ impl Model {
         Ok(())
     }
 
-    /// Whether every sector that `range` touches can hold nothing but zeroes.
+    /// What the disk holds in a range; where there is a choice, one of the contents that it may have.
+    pub fn bytes(&self, range: ByteRange) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(range.len() as usize);
+        for piece in range.blocks(SECTOR) {
+            let from = (piece.start() % SECTOR) as usize;
+            let content = &self.choice(piece.start() / SECTOR)[0];
+            bytes.extend_from_slice(&content[from..from + piece.len() as usize]);
+        }
+        bytes
+    }
+
+    /// Whether the bytes of `range` can be nothing but zeroes, whatever else their sectors may hold.
     pub fn is_zero(&self, range: ByteRange) -> bool {
         let whole = range.align_out(SECTOR);
-        self.sectors.range(whole.start() / SECTOR..whole.end() / SECTOR).next().is_none()
+        self.sectors.range(whole.start() / SECTOR..whole.end() / SECTOR).all(|(number, choice)| {
+            let part = ByteRange::at(number * SECTOR, SECTOR).intersect(&range);
+            let from = (part.start() % SECTOR) as usize;
+            choice.iter().all(|content| is_zero(&content[from..from + part.len() as usize]))
+        })
     }
 
     /// Whether `status`, of the start of `range` in at most `most` extents, contradicts what the disk holds.
@@ -285,6 +301,23 @@ mod tests {
         assert_eq!(wrong.to_string(), "at 512 is write 1 for sector 1, must be zeroes");
         model.settle(1024, &stamp(1024, 512, 1)).expect("each sector on its own");
         assert!(!model.is_zero(ByteRange::new(1000, 1025)) && model.is_zero(ByteRange::new(512, 1024)));
+    }
+
+    #[test]
+    fn a_byte_that_is_zero_in_all_that_its_sector_may_hold_is_zero() {
+        let mut model = Model::new(512);
+        model.write(0, &stamp(0, 512, 1));
+        model.discard(ByteRange::new(0, 512));
+        let (last, extent) =
+            (ByteRange::new(511, 512), StatusExtent { len: 1, data: false, zero: true, depth: 1 });
+        model.settle(511, &[0]).expect("the last byte of a stamp, too, is zero");
+        model.judge_status(last, 1, &[extent]).expect("zero in what was written, and after the discard");
+        assert!(!model.is_zero(ByteRange::new(0, 512)), "that byte does not tell which it is");
+        assert_eq!(
+            model.bytes(ByteRange::new(504, 508)),
+            stamp(504, 4, 1),
+            "what was written is the first choice"
+        );
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub enum Content {
     Zeroes,
     /// What the range reads already.
     Same,
+    /// What the range read before anything was asked of the disk: what the images below hold there.
+    Old,
     /// New bytes with zeroes between them, 4096 of each.
     Striped,
 }
@@ -100,6 +102,7 @@ impl Shape {
             7 => Just(Content::New),
             2 => Just(Content::Zeroes),
             1 => Just(Content::Same),
+            2 => Just(Content::Old),
             2 => Just(Content::Striped),
         ];
         let how = (any::<bool>(), prop::bool::weighted(0.25))

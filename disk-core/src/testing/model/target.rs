@@ -77,16 +77,22 @@ impl Target for Connection<'_> {
     }
 }
 
-/// What a request writes; empty if it is no write.
+/// What a request writes; empty if it is no write. `old` is what the disk was at first.
 ///
 /// # Errors
 /// In words, if what is there already cannot be read.
-pub async fn data_of(target: &impl Target, request: &Request, serial: u32) -> Result<Buf, String> {
+pub async fn data_of(
+    target: &impl Target,
+    request: &Request,
+    serial: u32,
+    old: &Model,
+) -> Result<Buf, String> {
     let Request::Write { range, content, .. } = *request else { return Ok(Buf::copy_from(&[])) };
     let mut bytes = stamp(range.start(), range.len(), serial);
     match content {
         Content::New => {}
         Content::Zeroes => bytes.fill(0),
+        Content::Old => bytes = old.bytes(range),
         Content::Striped => bytes.chunks_mut(4096).skip(1).step_by(2).for_each(|stripe| stripe.fill(0)),
         Content::Same => match target.ask(&Request::Read(range), Buf::copy_from(&[])).await {
             Ok(Answer::Bytes(now)) => bytes = now,
