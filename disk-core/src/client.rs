@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::planted::{Bug, planted};
 
 /// A source of requests: one connection, or the daemon itself.
 #[derive(Debug, Clone)]
@@ -39,12 +40,12 @@ impl Client {
     pub(crate) async fn unless_gone<T>(&self, waiting: impl Future<Output = T>) -> Result<T> {
         tokio::select! {
             biased;
-            () = self.gone.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the client is gone")),
+            () = self.gone.cancelled(), if !planted(Bug::ReconnectZombie) => Err(Error::new(ErrorKind::Cancelled, "the client is gone")),
             outcome = waiting => Ok(outcome),
         }
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.gone.is_cancelled()
+        self.gone.is_cancelled() && !planted(Bug::ReconnectZombie)
     }
 }

@@ -23,6 +23,7 @@ use crate::client::Client;
 use crate::condition::{Condition, Gauge};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Space;
+use crate::planted::{Bug, planted};
 use crate::range::ByteRange;
 use crate::stats::{DiskStats, Outcome, Stats};
 use crate::throttle::{Direction, Throttle};
@@ -191,7 +192,7 @@ impl Device {
                 self.write_edge(edge, &zeroes).await?;
             }
             self.note_clearing();
-            if fua { self.sync().await } else { Ok(()) }
+            if fua && !planted(Bug::DropFuaOnZeroes) { self.sync().await } else { Ok(()) }
         })
         .await
     }
@@ -369,6 +370,9 @@ impl Device {
 
     /// Flushes the chain, and remembers if that failed.
     async fn sync(&self) -> Result<()> {
+        if planted(Bug::LieAfterFailedSync) && self.condition() == Condition::FlushFailed {
+            return Ok(());
+        }
         let outcome = self.chain.flush().await;
         if outcome.is_err() {
             self.condition.worsen(Condition::FlushFailed);

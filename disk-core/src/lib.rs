@@ -8,7 +8,7 @@
 //!               └─ storage    bytes in a file: engines, cache modes, alignment, locks
 //!                    └─ buf, range, error
 //! ```
-//! A module names only modules below it. `unsafe` is denied except in `buf` and `storage::uring`.
+//! A module names only modules below it; `planted`, for tests, is named wherever a bug is planted. `unsafe` is denied except in `buf` and `storage::uring`.
 
 pub mod buf;
 pub mod chain;
@@ -18,6 +18,7 @@ pub mod device;
 pub mod error;
 pub mod format;
 pub mod open;
+pub mod planted;
 pub mod range;
 pub mod stats;
 pub mod storage;

@@ -17,6 +17,7 @@ use super::layer::Inner;
 use super::map::Entry;
 use crate::buf::Pool;
 use crate::error::Result;
+use crate::planted::{Bug, planted};
 use crate::range::ByteRange;
 
 /// Unit in which the map is written: a page of the file, the kernel's own unit.
@@ -59,7 +60,17 @@ impl Inner {
         let page = |block: &u32| self.shape.entry_offset(*block) / PAGE;
         let mut pages: BTreeSet<u64> = new.keys().map(page).collect();
         pages.extend(self.doubts().keys().map(page));
+        if planted(Bug::AckBeforeEntry) && !changes.is_empty() {
+            // In doubt, so that the next flush writes them.
+            self.doubts().extend(new.keys().map(|block| (*block, Vec::new())));
+            changes.into_iter().for_each(|change| self.apply(change));
+            return Ok(());
+        }
         let outcome = self.write_pages(&pages, &new).await;
+        if planted(Bug::MemoryBeforeDisk) && outcome.is_err() {
+            changes.into_iter().for_each(|change| self.apply(change));
+            return outcome;
+        }
         for change in changes {
             match outcome {
                 Ok(()) => self.apply(change),
@@ -72,6 +83,12 @@ impl Inner {
             self.end_doubts(&pages);
         }
         outcome
+    }
+
+    /// Writes the entry of a block, in the file alone, before its time: a planted bug.
+    pub async fn publish(&self, block: u32, slot: Slot) -> Result<()> {
+        let pages = BTreeSet::from([self.shape.entry_offset(block) / PAGE]);
+        self.write_pages(&pages, &BTreeMap::from([(block, Entry::Slot(slot))])).await
     }
 
     /// Writes whole pages of the map as they are in memory, but for the entries in `new`.

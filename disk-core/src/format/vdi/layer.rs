@@ -26,6 +26,7 @@ use super::space::{Space, Vacancy};
 use super::tail::Head;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{self, Before, Layer, LayerInfo, Mapping, Place, Reservation, Reserved, Reveal};
+use crate::planted::{Bug, planted};
 use crate::range::ByteRange;
 use crate::storage::{Storage, Zero};
 
@@ -188,6 +189,9 @@ impl Inner {
             return Ok(Reserved::Mapped);
         };
         let vacancy = self.fill(&mut claim).await?;
+        if planted(Bug::PublishBeforeData) {
+            self.publish(block, vacancy.slot).await?;
+        }
         let (range, at) = (self.shape.disk_range(block), self.shape.data_of(vacancy.slot));
         if !vacancy.zeroed && range.len() < self.shape.block_size {
             // Nobody writes past the disk's end. If another program moves that end, old bytes must not be there.
@@ -228,6 +232,7 @@ impl Inner {
         // Zeroes are noted as such even where no parent is known: the entry is right wherever the image stands.
         let entry = match reveal {
             Reveal::Anything if !self.info.differencing => Entry::Absent,
+            Reveal::Zeroes if planted(Bug::StaleParentAfterZero) => Entry::Absent,
             Reveal::Anything | Reveal::Zeroes => Entry::Zero,
         };
         let first = self.shape.block_at(range.start());
@@ -296,7 +301,7 @@ impl Layer for VdiLayer {
         let claim = Claim::resume(block, slot, Arc::clone(&inner.claims), Arc::clone(&inner.space));
         Box::pin(async move {
             // A power cut may keep the map entry and lose the bytes: then the block must still read as before.
-            if !zeroes {
+            if !zeroes && !planted(Bug::SkipBarrier) {
                 inner.barrier().await?;
             }
             inner.write_entries(vec![Change { block, entry: Entry::Slot(slot), claim: Some(claim) }]).await

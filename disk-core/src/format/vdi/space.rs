@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use super::header::Slot;
 use super::slots::SlotSet;
+use crate::planted::{Bug, planted};
 
 /// A slot to be filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +110,8 @@ impl Space {
 
     /// A block has left this slot; the map entry that says so is written but not durable.
     pub fn unreferenced(&mut self, slot: Slot) {
-        self.unreferenced.insert(slot);
+        let free = planted(Bug::FreeBeforeDurable);
+        if free { &mut self.rough } else { &mut self.unreferenced }.insert(slot);
     }
 
     /// A reserved slot is given back. No map entry ever named it.

@@ -16,6 +16,7 @@ use super::layer::Inner;
 use super::layout;
 use crate::buf::Buf;
 use crate::error::{Error, ErrorKind, Result};
+use crate::planted::{Bug, planted};
 use crate::storage::Zero;
 
 /// Runs of slots that one flush punches at most, so that it stays short after a large discard.
@@ -56,6 +57,10 @@ impl Inner {
         let _punching = self.punching.lock().await;
         for _ in 0..PUNCHES_PER_FLUSH {
             let Some(slots) = self.space().take_detached() else { return };
+            let early = planted(Bug::PunchAfterReuse);
+            if early {
+                self.space().punched(slots.clone(), false);
+            }
             let how = Zero { may_free: true, fast_only: true };
             let outcome = self.storage.zero(self.shape.slots(slots.start, slots.end), how).await;
             if let Err(error) = &outcome
@@ -63,7 +68,9 @@ impl Inner {
             {
                 tracing::debug!(%error, "free blocks keep their space");
             }
-            self.space().punched(slots, outcome.is_ok());
+            if !early {
+                self.space().punched(slots, outcome.is_ok());
+            }
         }
     }
 
@@ -141,7 +148,11 @@ impl Inner {
         if batch.is_empty() {
             return Ok(());
         }
-        self.set_end(head, batch.end).await?;
+        if !planted(Bug::CounterAfterMap) {
+            self.set_end(head, batch.end).await?;
+        } else if grows {
+            self.resize(self.shape.end_of(batch.end)).await?;
+        }
         self.barrier().await?;
         self.space().grown(batch.end, grows);
         Ok(())
