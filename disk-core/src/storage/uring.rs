@@ -267,7 +267,7 @@ impl RingThread {
     fn watch(&mut self) {
         if !self.watching {
             self.watching = true;
-            let events = u32::from(PollFlags::IN.bits());
+            let events = PollFlags::IN.bits() as u32;
             let poll = opcode::PollAdd::new(types::Fd(self.shared.wake.as_raw_fd()), events);
             self.push(&poll.build().user_data(WAKE));
         }
