@@ -2,6 +2,8 @@
 # Measures diskchain and other NBD servers side by side, on the same files, in one run.
 #
 #   scripts/bench.sh            the long form, half an hour or more; on a machine that does nothing else
+#   scripts/bench.sh --goals    what is wanted of the daemon and what of it is met, about ten minutes; goes into
+#                               docs/performance.md as well
 #   scripts/bench.sh --short    under five minutes: proves that it runs; its figures mean little
 #   scripts/bench.sh --help     what else can be chosen
 #
@@ -27,4 +29,9 @@ cargo build --locked --release -p diskchain -p diskchain-bench
 target_dir="$(cargo metadata --locked --no-deps --format-version 1 |
     /usr/bin/python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')"
 export DISKCHAIN_BIN="${DISKCHAIN_BIN:-$target_dir/release/diskchain}"
-exec "$target_dir/release/diskchain-bench" run --output "$target_dir/bench" "$@"
+bench="$target_dir/release/diskchain-bench"
+if [ "${1:-}" = --goals ]; then
+    shift
+    exec "$bench" goals --rounds 7 --window 700 --output "$target_dir/bench" --write docs/performance.md "$@"
+fi
+exec "$bench" run --output "$target_dir/bench" "$@"

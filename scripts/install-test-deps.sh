@@ -15,7 +15,7 @@ packages=(
     busybox-static e2fsprogs kmod cpio zstd xz-utils # the guest's initramfs, packed images
     syslinux mtools dosfstools                      # a disk that a guest boots from
     dmsetup                                         # a device that fails, in the guest
-    binutils curl strace systemd
+    binutils curl strace systemd valgrind           # valgrind counts instructions
     python3 python3-venv
 )
 qemu_packages=(qemu-system-x86 qemu-utils)

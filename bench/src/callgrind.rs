@@ -5,27 +5,41 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-/// Instructions by source file or crate, each counted where its line of source is, also if it was inlined elsewhere.
+/// Instructions by source file or crate, each counted where its line of source is, also if it was inlined elsewhere; and
+/// what calls of functions cost with all that they call in turn.
 #[derive(Debug, Default, PartialEq)]
-pub struct Counts(BTreeMap<String, f64>);
+pub struct Counts {
+    files: BTreeMap<String, f64>,
+    /// By the names of caller and called.
+    calls: BTreeMap<(String, String), f64>,
+}
 
 impl Counts {
     /// All together.
     pub fn total(&self) -> f64 {
-        self.0.values().sum()
+        self.files.values().sum()
+    }
+
+    /// What those functions cost that are `wanted`, with all that they call, when others call them.
+    pub fn inside(&self, wanted: impl Fn(&str) -> bool) -> f64 {
+        let entered = |(caller, called): &(String, String)| wanted(called) && !wanted(caller);
+        self.calls.iter().filter(|(call, _)| entered(call)).map(|(_, count)| count).sum()
     }
 
     /// What is more in this than in `other`.
     pub fn minus(mut self, other: &Counts) -> Self {
-        for (file, count) in &other.0 {
-            *self.0.entry(file.clone()).or_default() -= count;
+        for (file, count) in &other.files {
+            *self.files.entry(file.clone()).or_default() -= count;
+        }
+        for (call, count) in &other.calls {
+            *self.calls.entry(call.clone()).or_default() -= count;
         }
         self
     }
 
     /// Each divided by `requests`.
     pub fn each(mut self, requests: f64) -> Self {
-        self.0.values_mut().for_each(|count| *count /= requests);
+        self.files.values_mut().chain(self.calls.values_mut()).for_each(|count| *count /= requests);
         self
     }
 }
@@ -33,7 +47,7 @@ impl Counts {
 impl fmt::Display for Counts {
     /// The largest first; those that are nearly nothing are left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut all: Vec<(&String, &f64)> = self.0.iter().filter(|(_, count)| **count >= 2.0).collect();
+        let mut all: Vec<(&String, &f64)> = self.files.iter().filter(|(_, count)| **count >= 2.0).collect();
         all.sort_by(|a, b| b.1.total_cmp(a.1));
         all.into_iter().try_for_each(|(file, count)| writeln!(f, "  {count:8.0}  {file}"))
     }
@@ -49,22 +63,20 @@ pub fn read(path: &Path) -> io::Result<Counts> {
 }
 
 fn parse(text: &str) -> Option<Counts> {
-    let mut names: HashMap<&str, &str> = HashMap::new();
+    let mut names = Names::default();
     let mut counts = Counts::default();
-    let mut file = String::new();
+    let (mut file, mut function, mut called) = (String::new(), String::new(), String::new());
     let mut inclusive = false;
     for line in text.lines() {
         if let Some((key, value)) = line.split_once('=') {
-            // "(12) name" where a name comes first, "(12)" afterwards.
-            let (number, name) = value.split_once(' ').unwrap_or((value, ""));
-            let is_file = matches!(key, "fl" | "fi" | "fe" | "cfi" | "cfl");
-            if is_file && !name.is_empty() {
-                names.insert(number, name);
+            match key {
+                "fl" | "fi" | "fe" => file = place(names.files.of(value)?),
+                "cfi" | "cfl" => drop(names.files.of(value)?),
+                "fn" => function = names.functions.of(value)?.to_owned(),
+                "cfn" => called = names.functions.of(value)?.to_owned(),
+                "calls" => inclusive = true,
+                _ => {}
             }
-            if matches!(key, "fl" | "fi" | "fe") {
-                file = place(names.get(number)?);
-            }
-            inclusive |= key == "calls";
             continue;
         }
         // "line count"; the line may be relative.
@@ -74,11 +86,36 @@ fn parse(text: &str) -> Option<Counts> {
         }
         let count: f64 = line.split(' ').nth(1)?.parse().ok()?;
         // The line after a call has what the called function cost, which is counted there.
-        if !std::mem::take(&mut inclusive) {
-            *counts.0.entry(file.clone()).or_default() += count;
+        if std::mem::take(&mut inclusive) {
+            *counts.calls.entry((function.clone(), called.clone())).or_default() += count;
+        } else {
+            *counts.files.entry(file.clone()).or_default() += count;
         }
     }
     (counts.total() > 0.0).then_some(counts)
+}
+
+/// Names that are written once, with a number, and are a number afterwards.
+#[derive(Default)]
+struct Names<'a> {
+    files: Numbered<'a>,
+    functions: Numbered<'a>,
+}
+
+#[derive(Default)]
+struct Numbered<'a>(HashMap<&'a str, &'a str>);
+
+impl<'a> Numbered<'a> {
+    /// What `value` stands for: "(12) name" where a name comes first, "(12)" afterwards.
+    fn of(&mut self, value: &'a str) -> Option<&'a str> {
+        match value.split_once(' ') {
+            Some((number, name)) => {
+                self.0.insert(number, name);
+                Some(name)
+            }
+            None => self.0.get(value).copied(),
+        }
+    }
 }
 
 /// A file of this project as it is, a file of a crate as the crate's name, all others as libc.
@@ -110,6 +147,16 @@ mod tests {
                     cfn=(2) f\ncalls=2 4\n12 100\n13 2\nfl=(3)\nfn=(2)\n4 100\ntotals: 115\n";
         let counts = parse(text).unwrap();
         let expected = [("core", 100.0), ("daemon/src/main.rs", 8.0), ("tokio", 7.0)];
-        assert_eq!(counts.0, expected.map(|(file, count)| (file.to_owned(), count)).into());
+        assert_eq!(counts.files, expected.map(|(file, count)| (file.to_owned(), count)).into());
+    }
+
+    #[test]
+    fn a_part_of_the_program_costs_what_calls_into_it_cost() {
+        let text = "fl=(1) a.rs\nfn=(1) main\n1 5\ncfn=(2) part::a\ncalls=1 2\n2 30\nfn=(2)\n3 10\ncfn=(3) part::b\n\
+                    calls=1 2\n4 20\nfn=(3)\n5 20\n";
+        let counts = parse(text).unwrap();
+        assert_eq!(counts.inside(|name| name.starts_with("part::")), 30.0);
+        assert_eq!(counts.inside(|name| name == "part::b"), 20.0);
+        assert_eq!(counts.minus(&parse(text).unwrap()).inside(|name| name == "part::b"), 0.0);
     }
 }

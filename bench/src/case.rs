@@ -203,7 +203,8 @@ impl Case {
         Case { program, ..Case::new(image, pattern, 1024, 1) }
     }
 
-    fn connections(mut self, connections: usize) -> Self {
+    /// The same over that many connections.
+    pub fn connections(mut self, connections: usize) -> Self {
         self.workload.connections = connections;
         self
     }
@@ -216,7 +217,8 @@ impl Case {
         Case { transport: Transport::Tcp, ..self }
     }
 
-    fn on_disk(self, cache: Cache) -> Self {
+    /// The same with files on a disk.
+    pub fn on_disk(self, cache: Cache) -> Self {
         Case { place: Place::Disk, cache, ..self }
     }
 }

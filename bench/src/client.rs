@@ -53,14 +53,22 @@ pub struct Outcome {
 }
 
 impl Client {
-    /// Connects and negotiates.
+    /// Connects to the export that every server has, and negotiates.
     ///
     /// # Errors
     /// If the server cannot be reached or refuses.
     pub fn connect(address: &Address, structured: bool) -> io::Result<Self> {
+        Client::connect_to(address, EXPORT, structured)
+    }
+
+    /// Connects to the export of that name.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn connect_to(address: &Address, export: &str, structured: bool) -> io::Result<Self> {
         let mut socket = Socket::connect(address)?;
         let headers = if structured { Headers::Structured } else { Headers::Simple };
-        let mut handshake = Handshake::new(Wish { export: EXPORT.to_owned(), headers, ..Wish::default() });
+        let mut handshake = Handshake::new(Wish { export: export.to_owned(), headers, ..Wish::default() });
         let (mut input, mut output) = (Vec::new(), Vec::new());
         loop {
             let start = input.len();

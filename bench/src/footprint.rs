@@ -1,4 +1,6 @@
-//! What the daemon takes when little happens, and what one client makes of another's latency.
+//! What the daemon takes when little happens and when too much is asked of it, and how fast it starts.
+//!
+//! Invariant: every figure is of a daemon of its own.
 
 use std::fmt::Write as _;
 use std::io;
@@ -17,36 +19,39 @@ use crate::statistics::Spread;
 use crate::workload::{Pattern, Steps, Workload};
 
 /// Disks of the idle daemon.
-const DISKS: usize = 10;
+pub const DISKS: usize = 10;
 
 /// Connections that do nothing.
-const CONNECTIONS: usize = 200;
+pub const CONNECTIONS: usize = 200;
 
 /// Disks of the daemon that is started, and bytes of each.
-const MANY: usize = 100;
+pub const MANY: usize = 100;
 const LARGE: u64 = 100 << 30;
 
-/// How often it is started, and how often the neighbours are measured.
-const ROUNDS: usize = 5;
+/// `max_buffer_memory` of the daemon that is asked for too much, mebibytes.
+pub const BUDGET_MIB: u64 = 64;
 
-/// How long neighbours are measured.
-const WINDOW: Duration = Duration::from_millis(700);
+/// Connections that ask for too much: half read, half write, 1 MiB, this many at once.
+pub const GREEDY: usize = 32;
+const GREEDY_DEPTH: usize = 16;
+
+/// How often it is started.
+const STARTS: usize = 5;
+
+/// Enough for a request or some.
+const SOON: Duration = Duration::from_millis(2);
 
 /// What was found.
 #[derive(Debug, Serialize)]
 pub struct Footprint {
     /// Resident bytes of a daemon with ten disks and no client.
-    pub idle: u64,
+    pub idle: f64,
     /// Resident bytes that a connection adds that has read once and does nothing now.
-    pub connection: u64,
+    pub connection: f64,
+    /// The most resident bytes of a daemon whose clients ask for eight times its `max_buffer_memory`.
+    pub greedy: f64,
     /// Milliseconds from the start of the process to the first greeting, with 100 VDI disks of 100 GiB.
     pub start: Spread,
-    /// 99th percentile of a client that reads 4 KiB one by one, alone, microseconds.
-    pub alone: Spread,
-    /// The same while another client reads 1 MiB, 16 at once.
-    pub beside: Spread,
-    /// The second over the first.
-    pub ratio: Spread,
 }
 
 /// Measures all of it, with files in `dir`.
@@ -55,37 +60,28 @@ pub struct Footprint {
 /// If the daemon does not do what it is asked to.
 pub fn measure(diskchain: &Path, dir: &Path) -> io::Result<Footprint> {
     let address = Address::Unix(dir.join("nbd.sock"));
-    let (idle, connection) = memory(diskchain, dir, &address)?;
+    let (idle, connection) = idle(diskchain, dir, &address)?;
+    let greedy = greedy(diskchain, dir, &address)?;
     let disks = images(diskchain, dir, "large", MANY, LARGE)?;
-    let starts: Vec<f64> = (0..ROUNDS)
+    let starts: Vec<f64> = (0..STARTS)
         .map(|_| {
             let began = Instant::now();
-            let server = Server::daemon(diskchain, &config(&disks, "vdi"), &address, dir)?;
+            let server = Server::daemon(diskchain, "", &config(&disks, "vdi"), &address, dir)?;
             let taken = began.elapsed().as_secs_f64() * 1e3;
             drop(server);
             Ok(taken)
         })
         .collect::<io::Result<_>>()?;
-    let neighbours = neighbours(diskchain, dir, &address)?;
-    let spread = |figures: &mut dyn Iterator<Item = f64>| {
-        Spread::of(figures).ok_or_else(|| io::Error::other("nothing was measured"))
-    };
-    Ok(Footprint {
-        idle,
-        connection,
-        start: spread(&mut starts.into_iter())?,
-        alone: spread(&mut neighbours.iter().map(|(alone, _)| *alone))?,
-        beside: spread(&mut neighbours.iter().map(|(_, beside)| *beside))?,
-        ratio: spread(&mut neighbours.iter().map(|(alone, beside)| beside / alone))?,
-    })
+    let start = Spread::of(starts).ok_or_else(|| io::Error::other("nothing was measured"))?;
+    Ok(Footprint { idle, connection, greedy, start })
 }
 
-fn memory(diskchain: &Path, dir: &Path, address: &Address) -> io::Result<(u64, u64)> {
+fn idle(diskchain: &Path, dir: &Path, address: &Address) -> io::Result<(f64, f64)> {
     let disks = images(diskchain, dir, "small", DISKS, 1 << 30)?;
-    let server = Server::daemon(diskchain, &config(&disks, "vdi"), address, dir)?;
+    let server = Server::daemon(diskchain, "", &config(&disks, "vdi"), address, dir)?;
     let settled = || {
         std::thread::sleep(Duration::from_millis(500));
-        server.usage().resident
+        server.usage().resident as f64
     };
     let idle = settled();
     let content = Content::new();
@@ -101,45 +97,35 @@ fn memory(diskchain: &Path, dir: &Path, address: &Address) -> io::Result<(u64, u
         .collect::<io::Result<_>>()?;
     let busy = settled();
     drop(clients);
-    Ok((idle, busy.saturating_sub(idle) / CONNECTIONS as u64))
+    Ok((idle, (busy - idle).max(0.0) / CONNECTIONS as f64))
 }
 
-/// Enough for a request or some.
-const SOON: Duration = Duration::from_millis(2);
-
-/// The 99th percentiles alone and beside another one, microseconds, of each round.
-fn neighbours(diskchain: &Path, dir: &Path, address: &Address) -> io::Result<Vec<(f64, f64)>> {
+fn greedy(diskchain: &Path, dir: &Path, address: &Address) -> io::Result<f64> {
     let content = Content::new();
-    let path = dir.join("neighbours.raw");
-    let size = 256 << 20;
+    let path = dir.join("greedy.raw");
+    let size = 64 << 20;
     content.fill(&path, size)?;
-    let server = Server::daemon(diskchain, &config(&[path], "raw"), address, dir)?;
-    let small = Case::new(Image::Raw, Pattern::Read, 4, 1).workload;
-    let large = Case::new(Image::Raw, Pattern::ReadSequential, 1024, 16).workload;
-    let run = |workload: Workload, window: Window| {
-        let client = Client::connect(server.address(), false)?;
-        client.run(&workload, Steps::new(workload, 0, 1, size), 0, &content, Some(window))
-    };
-    let percentile = |window: Window| {
-        let latency = run(small, window)?.latency;
-        Ok::<f64, io::Error>(latency.value_at_quantile(0.99) as f64 / 1e3)
-    };
-    let window = || {
-        let now = Instant::now();
-        Window { from: now + WINDOW / 7, until: now + WINDOW }
-    };
-    (0..ROUNDS)
-        .map(|_| {
-            let alone = percentile(window())?;
-            let window = window();
-            let beside = std::thread::scope(|scope| {
-                let other = scope.spawn(|| run(large, window).map(drop));
-                let beside = percentile(window);
-                other.join().expect("a client does not panic").and(beside)
-            })?;
-            Ok((alone, beside))
-        })
-        .collect()
+    let settings = format!("max_buffer_memory = \"{BUDGET_MIB}MiB\"\n");
+    let server = Server::daemon(diskchain, &settings, &config(&[path], "raw"), address, dir)?;
+    let now = Instant::now();
+    let window = Window { from: now, until: now + Duration::from_secs(1) };
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..GREEDY)
+            .map(|number| {
+                let content = &content;
+                scope.spawn(move || {
+                    let pattern = if number % 2 == 0 { Pattern::Read } else { Pattern::Write };
+                    let workload = Case::new(Image::Raw, pattern, 1024, GREEDY_DEPTH).workload;
+                    let client = Client::connect(address, false)?;
+                    client
+                        .run(&workload, Steps::new(workload, 0, 1, size), 1, content, Some(window))
+                        .map(drop)
+                })
+            })
+            .collect();
+        runs.into_iter().try_for_each(|run| run.join().expect("a client does not panic"))
+    })?;
+    Ok(server.usage().peak_resident as f64)
 }
 
 fn images(diskchain: &Path, dir: &Path, name: &str, count: usize, size: u64) -> io::Result<Vec<PathBuf>> {
@@ -159,7 +145,7 @@ fn images(diskchain: &Path, dir: &Path, name: &str, count: usize, size: u64) -> 
 }
 
 /// A disk for each file; the first is the export that clients ask for.
-fn config(files: &[PathBuf], format: &str) -> String {
+pub fn config(files: &[PathBuf], format: &str) -> String {
     let mut text = String::new();
     for (number, file) in files.iter().enumerate() {
         let name = if number == 0 { EXPORT.to_owned() } else { format!("{EXPORT}{number}") };

@@ -39,8 +39,8 @@ impl Machine {
         Machine {
             processor: line_of("/proc/cpuinfo", "model name"),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
-            memory: line_of("/proc/meminfo", "MemTotal"),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            memory: gibibytes(&line_of("/proc/meminfo", "MemTotal")),
+            kernel: kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()),
             file_systems: [memory, disk].map(file_system),
             load_before: load(),
             versions: versions.into_iter().map(first_line).collect(),
@@ -58,6 +58,17 @@ fn line_of(file: &str, key: &str) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with(key));
     line.and_then(|line| line.split_once(':')).map_or_else(String::new, |(_, value)| value.trim().to_owned())
+}
+
+/// "24684096 kB" in the usual unit.
+fn gibibytes(kibibytes: &str) -> String {
+    let number = kibibytes.split(' ').next().and_then(|number| number.parse::<f64>().ok());
+    number.map_or_else(|| kibibytes.to_owned(), |number| format!("{:.0} GiB", number / f64::from(1 << 20)))
+}
+
+/// The numbers of a kernel's version; what its builder added says nothing.
+fn kernel(release: &str) -> String {
+    release.split(|c: char| c != '.' && !c.is_ascii_digit()).next().unwrap_or_default().to_owned()
 }
 
 fn file_system(folder: &Path) -> String {

@@ -12,8 +12,12 @@ use serde::Serialize;
 use crate::case::Case;
 use crate::client::{Client, Outcome, Window};
 use crate::content::{Content, Record};
+use crate::process::Usage;
 use crate::server::Server;
 use crate::workload::{Op, Pattern, Steps};
+
+/// Processor time below which nothing is told of it: it is counted in steps of 10 ms.
+const CPU_LEAST: Duration = Duration::from_millis(50);
 
 /// How long a run lasts.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -41,6 +45,8 @@ pub struct Sample {
     pub p999: f64,
     /// Time of the server's cores for each request, microseconds.
     pub server_cpu: f64,
+    /// The part of it outside the kernel.
+    pub server_user: f64,
     /// Time of the client's cores for each request, microseconds.
     pub client_cpu: f64,
     /// Most memory that the server had, bytes.
@@ -58,6 +64,7 @@ impl Sample {
             p99: f64::NAN,
             p999: f64::NAN,
             server_cpu: f64::NAN,
+            server_user: f64::NAN,
             client_cpu: f64::NAN,
             peak_resident: f64::NAN,
         }
@@ -134,15 +141,15 @@ pub fn measure(
     sample
 }
 
-/// A moment, and the processor time that the server has used until then.
+/// A moment, and what the server has used until then.
 struct Moment {
     time: Instant,
-    cpu: Duration,
+    used: Usage,
 }
 
 impl Moment {
     fn now(server: &Server) -> Self {
-        Moment { time: Instant::now(), cpu: server.usage().cpu }
+        Moment { time: Instant::now(), used: server.usage() }
     }
 
     fn at(time: Instant, server: &Server) -> Self {
@@ -170,6 +177,10 @@ fn summary(
     }
     let seconds = (after.time - before.time).as_secs_f64();
     let micros = |nanoseconds: u64| nanoseconds as f64 / 1e3;
+    let each = |time: fn(&Usage) -> Duration| {
+        let used = time(&after.used) - time(&before.used);
+        if used < CPU_LEAST { f64::NAN } else { used.as_secs_f64() * 1e6 / counted as f64 }
+    };
     let client_cpu: Duration = outcomes.iter().map(|(_, cpu)| *cpu).sum();
     Ok(Sample {
         round,
@@ -178,7 +189,8 @@ fn summary(
         p50: micros(latency.value_at_quantile(0.5)),
         p99: micros(latency.value_at_quantile(0.99)),
         p999: micros(latency.value_at_quantile(0.999)),
-        server_cpu: (after.cpu - before.cpu).as_secs_f64() * 1e6 / counted as f64,
+        server_cpu: each(|used| used.cpu),
+        server_user: each(|used| used.user),
         client_cpu: client_cpu.as_secs_f64() * 1e6 / sent as f64,
         peak_resident: server.usage().peak_resident as f64,
     })

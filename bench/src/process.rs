@@ -9,13 +9,15 @@ use std::time::Duration;
 pub struct Usage {
     /// Time on any core, to 10 ms.
     pub cpu: Duration,
+    /// The part of it outside the kernel.
+    pub user: Duration,
     /// The most memory that was ever resident, bytes; the sum of what each process had.
     pub peak_resident: u64,
     /// Memory that is resident now, bytes.
     pub resident: u64,
 }
 
-/// What the process `root` and its children have used so far. Those that are gone used nothing.
+/// What the process `root` and its children have used so far; of those that have ended, their time.
 pub fn usage(root: u32) -> Usage {
     let mut family = HashSet::from([root]);
     let processes = processes();
@@ -35,7 +37,8 @@ pub fn usage(root: u32) -> Usage {
     }
     let mut sum = Usage::default();
     for process in processes.iter().filter(|process| family.contains(&process.id)) {
-        sum.cpu += process.cpu;
+        sum.cpu += process.user + process.system;
+        sum.user += process.user;
         let status = fs::read_to_string(format!("/proc/{}/status", process.id)).unwrap_or_default();
         sum.peak_resident += kibibytes(&status, "VmHWM:") << 10;
         sum.resident += kibibytes(&status, "VmRSS:") << 10;
@@ -52,7 +55,8 @@ pub fn is_running(id: u32) -> bool {
 struct Process {
     id: u32,
     parent: u32,
-    cpu: Duration,
+    user: Duration,
+    system: Duration,
 }
 
 fn processes() -> Vec<Process> {
@@ -63,9 +67,12 @@ fn processes() -> Vec<Process> {
         // The name stands in brackets and may hold anything; the state is the first field behind it.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
         let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-        let ticks = number(11)? + number(12)?;
-        let cpu = Duration::from_nanos(ticks * (1_000_000_000 / rustix::param::clock_ticks_per_second()));
-        Some(Process { id, parent: number(1)? as u32, cpu })
+        // Its own, and that of children that have ended.
+        let time = |own: usize, ended: usize| {
+            let ticks = number(own)? + number(ended)?;
+            Some(Duration::from_nanos(ticks * (1_000_000_000 / rustix::param::clock_ticks_per_second())))
+        };
+        Some(Process { id, parent: number(1)? as u32, user: time(11, 13)?, system: time(12, 14)? })
     })
     .collect()
 }

@@ -63,7 +63,7 @@ impl Server {
         }
         let mut command = match peer {
             Peer::Diskchain | Peer::DiskchainOneImage => {
-                self::diskchain(diskchain, case.cache, files, &address, dir)?
+                self::diskchain(diskchain, "", case.cache, files, &address, dir)?
             }
             Peer::Limit => limit(files, &address)?,
             Peer::Nbdkit => nbdkit(files, &address),
@@ -76,15 +76,22 @@ impl Server {
         Server::spawn(&mut command, address, dir, pid_file)
     }
 
-    /// Starts the daemon with some disks in the words of its configuration, and waits until it greets.
+    /// Starts the daemon with some disks, and settings of the server, in the words of its configuration, and waits until
+    /// it greets.
     ///
     /// # Errors
     /// If it does not start.
-    pub fn daemon(binary: &Path, disks: &str, address: &Address, dir: &Path) -> io::Result<Server> {
+    pub fn daemon(
+        binary: &Path,
+        settings: &str,
+        disks: &str,
+        address: &Address,
+        dir: &Path,
+    ) -> io::Result<Server> {
         if let Address::Unix(path) = address {
             let _ = fs::remove_file(path);
         }
-        Server::spawn(&mut daemon(binary, disks, address, dir)?, address.clone(), dir, None)
+        Server::spawn(&mut daemon(binary, settings, disks, address, dir)?, address.clone(), dir, None)
     }
 
     /// Starts the daemon under callgrind, which writes to `out` when the server is dropped, with one runtime thread and
@@ -100,13 +107,13 @@ impl Server {
         out: &Path,
     ) -> io::Result<Server> {
         let address = Address::Unix(dir.join("counted.sock"));
-        let daemon = self::diskchain(diskchain, case.cache, files, &address, dir)?;
-        let config = dir.join(CONFIG);
-        let text = fs::read_to_string(&config)?;
-        fs::write(&config, text.replace("[server]\n", "[server]\nio_engine = \"threads\"\n"))?;
+        let threads = "io_engine = \"threads\"\n";
+        let daemon = self::diskchain(diskchain, threads, case.cache, files, &address, dir)?;
         let mut command = Command::new("valgrind");
         command.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", out.display()));
-        command.arg(daemon.get_program()).args(daemon.get_args()).env("TOKIO_WORKER_THREADS", "1");
+        // The counts are written at the end, into a folder that the sandbox does not know.
+        command.arg(daemon.get_program()).args(daemon.get_args()).arg("--no-sandbox");
+        command.env("TOKIO_WORKER_THREADS", "1");
         Server::spawn(&mut command, address, dir, None)
     }
 
@@ -199,6 +206,7 @@ fn free_port() -> io::Result<SocketAddr> {
 /// The daemon as users have it: with accounts, tracking, and limits that are set and never reached.
 fn diskchain(
     binary: &Path,
+    settings: &str,
     cache: Cache,
     files: &ImageFiles,
     address: &Address,
@@ -216,17 +224,19 @@ fn diskchain(
          throttle = {{ iops_total = 1_000_000_000, bps_total = \"100TB/s\" }}\n",
         layers.concat()
     );
-    daemon(binary, &disk, address, dir)
+    daemon(binary, settings, &disk, address, dir)
 }
 
-/// The daemon with some disks in the words of its configuration.
-fn daemon(binary: &Path, disks: &str, address: &Address, dir: &Path) -> io::Result<Command> {
+/// The daemon with some disks, and settings of the server, in the words of its configuration.
+fn daemon(binary: &Path, settings: &str, disks: &str, address: &Address, dir: &Path) -> io::Result<Command> {
     let listen = match address {
         Address::Unix(path) => format!("unix:{}", path.display()),
         Address::Tcp(address) => format!("tcp:{address}"),
     };
     let config = dir.join(CONFIG);
-    let server = format!("[server]\nlisten = [{listen:?}]\ncontrol = \"off\"\n\n[log]\nlevel = \"warn\"\n\n");
+    let server = format!(
+        "[server]\n{settings}listen = [{listen:?}]\ncontrol = \"off\"\n\n[log]\nlevel = \"warn\"\n\n"
+    );
     fs::write(&config, server + disks)?;
     let mut command = Command::new(binary);
     command.arg("serve").arg("--config").arg(config);

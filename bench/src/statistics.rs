@@ -27,6 +27,11 @@ impl Spread {
         Some(Spread { median, least, most })
     }
 
+    /// The same figures, each turned into another in the same order.
+    pub fn each(self, turn: impl Fn(f64) -> f64) -> Self {
+        Spread { median: turn(self.median), least: turn(self.least), most: turn(self.most) }
+    }
+
     /// The spread of `figure` of ours over that of theirs, of runs in the same round.
     pub fn ratio(ours: &[Sample], theirs: &[Sample], figure: impl Fn(&Sample) -> f64) -> Option<Self> {
         Spread::of(ours.iter().filter_map(|our| {

@@ -39,10 +39,8 @@ pub struct Plan {
     pub rounds: usize,
     /// How long each run lasts.
     pub lengths: Lengths,
-    /// Who takes part.
-    pub peers: Vec<Peer>,
-    /// What is measured.
-    pub cases: Vec<Case>,
+    /// What is measured, and who takes part.
+    pub cases: Vec<(Case, Vec<Peer>)>,
 }
 
 /// What a case brought.
@@ -68,11 +66,10 @@ pub fn run(plan: &Plan) -> Vec<CaseResult> {
         peers: BTreeMap::new(),
         failures: Vec::new(),
     };
-    let mut results: Vec<CaseResult> = plan.cases.iter().map(empty).collect();
+    let mut results: Vec<CaseResult> = plan.cases.iter().map(|(case, _)| empty(case)).collect();
     for round in 0..plan.rounds {
-        for result in &mut results {
-            let mut peers: Vec<Peer> =
-                plan.peers.iter().copied().filter(|peer| peer.can(&result.case)).collect();
+        for (result, (_, peers)) in results.iter_mut().zip(&plan.cases) {
+            let mut peers = peers.clone();
             let count = peers.len().max(1);
             peers.rotate_left(round % count);
             for peer in peers {

@@ -133,24 +133,64 @@ pub fn tables(report: &Report) -> String {
     text
 }
 
+/// What was measured on, as Markdown.
+pub fn machine(report: &Report) -> String {
+    let mut text = String::new();
+    head(report, &mut text).expect("a string takes everything");
+    text
+}
+
+/// All cases in one table.
+///
+/// # Errors
+/// What the writer says.
+pub fn compact(report: &Report, text: &mut String) -> std::fmt::Result {
+    writeln!(
+        text,
+        "| | server | requests/s | p50 µs | p99 µs | p99.9 µs | server CPU µs | peak RSS MiB | speed ratio | CPU ratio |"
+    )?;
+    writeln!(text, "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")?;
+    for case in &report.cases {
+        for (number, peer) in case.peers.iter().enumerate() {
+            writeln!(
+                text,
+                "| {} | {} | {:.0} | {} | {} | {} | {} | {} | {} | {} |",
+                if number == 0 { &case.name } else { "" },
+                peer.peer.name(),
+                peer.per_second.median,
+                median(peer.p50, 1.0, 0),
+                median(peer.p99, 1.0, 0),
+                median(peer.p999, 1.0, 0),
+                median(peer.server_cpu, 1.0, 2),
+                median(peer.peak_resident, f64::from(1 << 20), 1),
+                ratio(peer, peer.speed_ratio),
+                ratio(peer, peer.cpu_ratio),
+            )?;
+        }
+        for failure in &case.failures {
+            writeln!(text, "| {} | FAILED: {failure} |", case.name)?;
+        }
+    }
+    Ok(())
+}
+
 fn head(report: &Report, text: &mut String) -> std::fmt::Result {
     let machine = &report.machine;
     writeln!(
         text,
-        "{} × {}, {}, Linux {}",
-        machine.cores, machine.processor, machine.memory, machine.kernel
-    )?;
-    writeln!(
-        text,
-        "images of {} MiB on {} and {}",
+        "- {} shared cores of {}, {}, Linux {}; images of {} MiB on {} and {}",
+        machine.cores,
+        machine.processor,
+        machine.memory,
+        machine.kernel,
         report.size >> 20,
         machine.file_systems[0],
         machine.file_systems[1]
     )?;
-    writeln!(text, "{}", machine.versions.join(" · "))?;
+    writeln!(text, "- {}", machine.versions.join(" · "))?;
     writeln!(
         text,
-        "{} rounds of {} ms; processes that wanted a core: {} before, {} after",
+        "- {} rounds of {} ms; processes that wanted a core: {} before, {} after",
         report.rounds,
         report.lengths.window.as_millis(),
         machine.load_before,
@@ -158,7 +198,7 @@ fn head(report: &Report, text: &mut String) -> std::fmt::Result {
     )?;
     writeln!(
         text,
-        "Figures are medians of the rounds; ratios are diskchain's over the peer's in the same round, with least and most."
+        "- figures are medians of the rounds; ratios are diskchain's over the other's in the same round, with least and most"
     )
 }
 
