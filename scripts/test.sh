@@ -33,6 +33,8 @@ fi
 
 echo "== build"
 cargo build --locked -p diskchain
+# The one whose instructions are counted.
+[ $# != 0 ] || cargo build --locked --release -p diskchain
 target_dir="$(cargo metadata --locked --no-deps --format-version 1 |
     /usr/bin/python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')"
 export DISKCHAIN_BIN="$target_dir/debug/diskchain"
