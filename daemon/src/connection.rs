@@ -8,8 +8,10 @@
 //! no task, lock or channel was involved; otherwise the future joins those in flight and the loop goes on.
 //!
 //! Invariant: a request that has started is always finished, whatever becomes of the client; one that has not started
-//! when the client is gone never does.
+//! when the client is gone without a goodbye never does: who connects again sends it again, and it must not undo what
+//! is acknowledged then.
 
+use std::future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use disk_core::client::Client;
 use disk_core::device::Device;
 use futures_util::poll;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use nbd_wire::{Admitted, Refused, Request, Session, Violation};
+use nbd_wire::{Admitted, Command, HeaderStyle, Refused, Request, Session, Violation};
 use tokio::io::Interest;
 use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
@@ -49,6 +51,10 @@ const STALL_MOST: Duration = Duration::from_secs(10);
 
 /// See [`STALL_MOST`]: a link of a megabit a second manages.
 const STALL_BYTES: usize = 1 << 20;
+
+/// How long a client that was there is taken to be still there. Nobody gives a connection up, sends what was in flight
+/// over another one and has it acknowledged in less.
+const TRUST: Duration = Duration::from_micros(100);
 
 /// How long a client has to take its last replies when the daemon stops.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -110,6 +116,7 @@ pub struct Connection {
     sending: Option<Pace>,
     /// When to look around next.
     look_at: Instant,
+    presence: Presence,
 }
 
 impl Connection {
@@ -136,6 +143,7 @@ impl Connection {
             mood: Mood::Serving,
             sending: None,
             look_at: Instant::now(),
+            presence: Presence { seen_at: Instant::now(), gone: false, goodbye: false },
         }
     }
 
@@ -153,8 +161,8 @@ impl Connection {
 
     async fn run(&mut self, stop: &Stop) -> End {
         loop {
-            if let Err(violation) = self.take_requests().await {
-                return End::Violation(violation);
+            if let Err(end) = self.take_requests().await {
+                return end;
             }
             let short_of_room = !self.takes_more();
             if let Err(error) = self.send() {
@@ -183,17 +191,21 @@ impl Connection {
     }
 
     /// Parses and starts what has been received, as far as there is room for it.
-    async fn take_requests(&mut self) -> Result<(), Violation> {
+    async fn take_requests(&mut self) -> Result<(), End> {
         while self.takes_more() {
+            if self.is_abandoned() {
+                return Err(End::Gone(io::ErrorKind::UnexpectedEof.into()));
+            }
             match std::mem::replace(&mut self.incoming, Incoming::Header) {
                 Incoming::Header => {
                     let Some((request, len)) =
-                        Request::parse(self.input.bytes(), self.context.session.header_style())?
+                        Request::parse(self.input.bytes(), self.context.session.header_style())
+                            .map_err(End::Violation)?
                     else {
                         return Ok(());
                     };
                     self.input.consume(len);
-                    self.take(request).await?;
+                    self.take(request).await.map_err(End::Violation)?;
                 }
                 Incoming::Payload { request, lease, mut buffer, mut filled, pace } => {
                     filled += self.input.take_into(&mut buffer[filled..]);
@@ -299,6 +311,12 @@ impl Connection {
         }
     }
 
+    /// Whether the client is gone without a goodbye.
+    fn is_abandoned(&mut self) -> bool {
+        let style = self.context.session.header_style();
+        self.mood != Mood::Leaving && self.presence.is_gone(&self.socket, self.input.bytes(), style)
+    }
+
     /// Sends as much as the socket takes.
     fn send(&mut self) -> io::Result<()> {
         while !self.outbox.is_empty() {
@@ -381,7 +399,15 @@ impl Connection {
                 _ => std::future::pending().await,
             }
         };
-        let socket = &self.socket;
+        let (socket, in_flight) = (&self.socket, &mut self.in_flight);
+        let done = future::poll_fn(|context| {
+            // After a long wait, before any of them goes on.
+            let style = self.context.session.header_style();
+            if self.mood != Mood::Leaving && self.presence.is_gone(socket, self.input.bytes(), style) {
+                self.context.client.leave();
+            }
+            in_flight.poll_next_unpin(context)
+        });
         let ready = async {
             match interest {
                 Some(interest) => socket.ready(interest).await.map(drop),
@@ -390,7 +416,7 @@ impl Connection {
         };
         tokio::select! {
             biased;
-            Some(done) = self.in_flight.next() => {
+            Some(done) = done => {
                 reply::answer(&self.context.session, &mut self.outbox, done);
                 // Whatever else is done goes out with it.
                 while let std::task::Poll::Ready(Some(done)) = poll!(self.in_flight.next()) {
@@ -398,6 +424,9 @@ impl Connection {
                 }
             }
             lease = memory => {
+                if self.is_abandoned() {
+                    return Some(End::Gone(io::ErrorKind::UnexpectedEof.into()));
+                }
                 if let Incoming::Memory { request, .. } =
                     std::mem::replace(&mut self.incoming, Incoming::Header)
                 {
@@ -448,6 +477,42 @@ impl Connection {
             return Some(End::Stopped);
         }
         None
+    }
+}
+
+/// What is known of the other end of the socket.
+struct Presence {
+    /// When it was there.
+    seen_at: Instant,
+    /// It hung up, and what it sent does not end with a goodbye.
+    gone: bool,
+    /// It hung up, and its goodbye is still to be read.
+    goodbye: bool,
+}
+
+impl Presence {
+    /// Whether the client hung up without a goodbye. `unparsed` has been received and goes before what the socket holds.
+    fn is_gone(&mut self, socket: &Socket, unparsed: &[u8], style: HeaderStyle) -> bool {
+        if self.gone || self.goodbye {
+            return self.gone;
+        }
+        let now = Instant::now();
+        if now.saturating_duration_since(self.seen_at) < TRUST {
+            return false;
+        }
+        self.seen_at = now;
+        if socket.is_hung_up() {
+            // Nothing will come any more, so its last words are here.
+            let unread = socket.peek_all();
+            let len = style.request_len();
+            let words: Vec<u8> =
+                unparsed[unparsed.len().saturating_sub(len)..].iter().chain(&unread).copied().collect();
+            let last = words.len().checked_sub(len).map(|start| Request::parse(&words[start..], style));
+            self.goodbye =
+                matches!(last, Some(Ok(Some((request, _)))) if request.command == Command::Disconnect);
+            self.gone = !self.goodbye;
+        }
+        self.gone
     }
 }
 

@@ -1,9 +1,10 @@
 //! A connected stream socket, Unix or TCP, for the batch loop: try first, then wait for readiness.
 
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::RecvFlags;
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -67,14 +68,20 @@ impl Socket {
 
     /// Whether the other end is closed, without reading what may still be there.
     pub fn is_hung_up(&self) -> bool {
-        let fd = match self {
-            Socket::Unix(stream) => stream.as_fd(),
-            Socket::Tcp(stream) => stream.as_fd(),
-        };
-        let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
+        let mut polled = [PollFd::new(self, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(gone)
+    }
+
+    /// What has come and was not read yet, which stays there.
+    pub fn peek_all(&self) -> Vec<u8> {
+        let unread = rustix::io::ioctl_fionread(self).unwrap_or(0);
+        let mut bytes = vec![0; usize::try_from(unread).unwrap_or(0)];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let (_, len) = rustix::net::recv(self, &mut bytes[..], flags).unwrap_or((0, 0));
+        bytes.truncate(len);
+        bytes
     }
 
     /// The transport's name for status and metrics.
@@ -98,6 +105,15 @@ impl Socket {
             Socket::Tcp(stream) => {
                 stream.peer_addr().map_or_else(|_| "unknown".into(), |address| address.to_string())
             }
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Unix(stream) => stream.as_fd(),
+            Socket::Tcp(stream) => stream.as_fd(),
         }
     }
 }

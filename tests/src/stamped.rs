@@ -89,24 +89,30 @@ impl StampedDisk {
     /// Reads the whole disk; from now on each sector holds what was found.
     ///
     /// # Panics
-    /// When a sector holds what it cannot hold; the message says `when`.
+    /// When a sector holds what it cannot hold; the message says `when`. When the disk cannot be read.
     #[track_caller]
     pub fn verify(&mut self, client: &mut Client, when: &str) {
+        self.try_verify(client, when).expect("read the disk");
+    }
+
+    /// The same, where the connection may break.
+    ///
+    /// # Errors
+    /// When it does, or a read fails.
+    #[track_caller]
+    pub fn try_verify(&mut self, client: &mut Client, when: &str) -> io::Result<()> {
         let end = self.sectors.len() as u64;
         for start in (0..end).step_by(2048) {
             let sectors = start..end.min(start + 2048);
             let len = (sectors.end - sectors.start) * SECTOR;
-            let data = client.read(start * SECTOR, len as u32).expect("read the disk");
+            let data = client.read(start * SECTOR, len as u32)?;
             self.verify_read(sectors, &data, when);
         }
+        Ok(())
     }
 
-    /// The same for sectors that were read when nobody wrote them.
-    ///
-    /// # Panics
-    /// As [`StampedDisk::verify`].
     #[track_caller]
-    pub fn verify_read(&mut self, sectors: Range<u64>, data: &[u8], when: &str) {
+    fn verify_read(&mut self, sectors: Range<u64>, data: &[u8], when: &str) {
         for (sector, found) in sectors.zip(data.as_chunks::<{ SECTOR as usize }>().0) {
             let possible = &mut self.sectors[sector as usize];
             let held = possible.iter().find(|write| *found == content(sector, **write));
@@ -120,18 +126,6 @@ impl StampedDisk {
                 )
             })];
         }
-    }
-
-    /// A range of sectors that no request of `busy` touches, if the first that is drawn is such a one.
-    pub fn draw_quiet<'a>(
-        &self,
-        rng: &mut Rng,
-        busy: impl IntoIterator<Item = &'a Unanswered>,
-    ) -> Option<Range<u64>> {
-        let len = rng.within(1..512);
-        let first = rng.below(self.sectors.len() as u64 - len);
-        let sectors = first..first + len;
-        busy.into_iter().all(|other| !other.overlaps(&sectors)).then_some(sectors)
     }
 }
 
