@@ -231,7 +231,7 @@ static SERVER: Section = Section {
             "drain_timeout",
             Kind::Duration(Duration::ZERO, HOUR),
             "\"30s\"",
-            "How long a stop waits for requests in flight before it refuses them.",
+            "How long a stop waits for requests in flight before it cuts their clients off.",
         ),
         key(
             "io_engine",

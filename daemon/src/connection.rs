@@ -59,6 +59,9 @@ const TRUST: Duration = Duration::from_micros(100);
 /// How long a client has to take its last replies when the daemon stops.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// Receives of [`RECEIVE`] bytes that are made for nothing but a clean end: more than a socket holds.
+const DISCARDS_MOST: usize = 1000;
+
 /// Why a connection ended.
 #[derive(Debug)]
 pub enum End {
@@ -95,7 +98,8 @@ enum Mood {
     Serving,
     /// The client said goodbye: what is in flight is finished and answered.
     Leaving,
-    /// The daemon stops: the same, and what still comes is refused. Ends by then.
+    /// The daemon stops: the same, and what still comes is left unread. An error would be the guest's; a connection
+    /// that ends makes the client send the request again, to the next daemon. Ends by then.
     Stopping(Option<Instant>),
 }
 
@@ -156,7 +160,20 @@ impl Connection {
             self.context.client.leave();
         }
         while self.in_flight.next().await.is_some() {}
+        if let End::Stopped = end {
+            self.discard_unread();
+        }
         (end, self.socket)
+    }
+
+    /// TCP resets a connection that is closed with bytes unread, and takes the last replies along.
+    fn discard_unread(&self) {
+        let mut room = Pool::global().take(RECEIVE);
+        for _ in 0..DISCARDS_MOST {
+            if !matches!(self.socket.try_read(&mut room), Ok(1..)) {
+                return;
+            }
+        }
     }
 
     async fn run(&mut self, stop: &Stop) -> End {
@@ -236,6 +253,7 @@ impl Connection {
     /// connection waits for.
     fn takes_more(&self) -> bool {
         match self.incoming {
+            _ if matches!(self.mood, Mood::Stopping(_)) => false,
             Incoming::Payload { .. } | Incoming::Skip(_) => true,
             Incoming::Memory { .. } => false,
             Incoming::Header => {
@@ -263,11 +281,6 @@ impl Connection {
         };
         if admitted.is_disconnect() {
             self.mood = Mood::Leaving;
-            return Ok(());
-        }
-        if let Mood::Stopping(_) = self.mood {
-            reply::refuse_stopping(&self.context.session, &mut self.outbox, &request);
-            self.incoming = Incoming::Skip(admitted.payload_len());
             return Ok(());
         }
         let memory = request::memory(&self.context.session, &admitted);

@@ -5,7 +5,7 @@
 
 use disk_core::chain::{Piece, Pieces, StatusExtent};
 use nbd_wire::consts::allocation;
-use nbd_wire::{CommandFlags, Context, ContextId, Descriptor, Errno, Refusal, Reply, Request, Session};
+use nbd_wire::{CommandFlags, Context, ContextId, Descriptor, Refusal, Reply, Request, Session};
 
 use crate::outbox::Outbox;
 use crate::request::{Answer, Done};
@@ -30,12 +30,6 @@ pub fn answer(session: &Session, outbox: &mut Outbox, done: Done) {
 pub fn refuse(session: &Session, outbox: &mut Outbox, request: &Request, refusal: &Refusal) {
     let reply = session.reply(request.cookie, request.offset);
     outbox.header(&reply.error(refusal.errno, refusal.text));
-}
-
-/// Queues the reply to a request that came when the daemon was stopping.
-pub fn refuse_stopping(session: &Session, outbox: &mut Outbox, request: &Request) {
-    let reply = session.reply(request.cookie, request.offset);
-    outbox.header(&reply.error(Errno::ESHUTDOWN, "the server is stopping"));
 }
 
 fn data(reply: &Reply, outbox: &mut Outbox, offset: u64, length: u64, pieces: Pieces, whole: bool) {

@@ -1,7 +1,7 @@
 //! The running server: connections, the tasks around them, and the way it ends.
 //!
 //! ```text
-//!   stopping ─▶ no more connections; requests in flight are finished and answered, new ones refused
+//!   stopping ─▶ no more connections; requests in flight are finished and answered, new ones left unread
 //!   cutting  ─▶ whoever still holds on is cut off
 //!   close    ─▶ images are put in order and flushed
 //! ```

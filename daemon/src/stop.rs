@@ -12,7 +12,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// From now on requests in flight are finished and answered, and new ones are refused.
+    /// From now on requests in flight are finished and answered, and new ones are not read any more.
     pub fn stop(&self) {
         self.stopping.cancel();
     }

@@ -138,3 +138,8 @@ fn fio_with_checksums_does_not_notice_that_the_daemon_is_killed_and_comes_back()
         server.kill();
     });
 }
+
+#[test]
+fn fio_with_checksums_does_not_notice_that_the_daemon_is_restarted() {
+    fio_does_not_notice(Server::stop);
+}
