@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 
-/// A server that is silent for longer while requests are in flight hangs.
+/// A server that is silent for longer while requests are in flight, or takes nothing of one, hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where a server listens.
@@ -52,12 +52,14 @@ impl Socket {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_write_timeout(Some(PATIENCE))?;
                 Ok(Socket::Unix(stream))
             }
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address)?;
                 stream.set_nodelay(true)?;
                 stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_write_timeout(Some(PATIENCE))?;
                 Ok(Socket::Tcp(stream))
             }
         }
