@@ -143,8 +143,11 @@ fn enter_sandbox(plan: &Plan, inherited: &Inherited) -> Sandbox {
     if !inherited.control.is_empty() {
         plan.server.control = None;
     }
-    plan.server.listen.iter().for_each(make_folder);
-    plan.server.control.iter().for_each(|path| make_folder(&Listen::Unix(path.clone())));
+    let control = plan.server.control.iter().map(|path| Listen::Unix(path.clone()));
+    for address in plan.server.listen.iter().cloned().chain(control) {
+        // What is wrong with it is told when it is bound.
+        let _ = make_folder(&address);
+    }
     sandbox::enter(&plan)
 }
 
@@ -155,11 +158,13 @@ pub fn default_sockets() -> DefaultSockets {
     }
     match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(folder) => DefaultSockets::under(Path::new(&folder)),
-        None => {
-            let uid = rustix::process::geteuid().as_raw();
-            DefaultSockets::under(&std::env::temp_dir().join(format!("diskchain-{uid}")))
-        }
+        None => DefaultSockets::under(&shared_place()),
     }
+}
+
+/// The user's folder where everybody may make folders.
+fn shared_place() -> PathBuf {
+    std::env::temp_dir().join(format!("diskchain-{}", rustix::process::geteuid().as_raw()))
 }
 
 fn plan(args: &ServeArgs, sockets: &DefaultSockets) -> Result<Plan, Diagnostics> {
@@ -266,10 +271,9 @@ async fn start(plan: Plan, by_hand: bool, inherited: Inherited, sandbox: &Sandbo
         inherited_nbd.map_err(|error| fail(Exit::Failed, format!("inherited sockets: {error}")))?;
     if listeners.is_empty() {
         for address in &plan.server.listen {
-            make_folder(address);
-            let listener = Listener::bind(address)
-                .await
-                .map_err(|error| fail(Exit::Busy, format!("cannot listen on {address}: {error}")))?;
+            let cannot = |exit, error| fail(exit, format!("cannot listen on {address}: {error}"));
+            make_folder(address).map_err(|error| cannot(Exit::Failed, error))?;
+            let listener = Listener::bind(address).await.map_err(|error| cannot(Exit::Busy, error))?;
             listeners.push(listener);
         }
     }
@@ -304,8 +308,12 @@ async fn listen_for_control(
         control.push(Control::serve(server, socket, None));
     }
     if let Some(path) = path.filter(|_| control.is_empty()) {
-        make_folder(&Listen::Unix(path.clone()));
-        match listener::bind_unix(&path, 0o660).await {
+        let made = make_folder(&Listen::Unix(path.clone()));
+        let bound = match made {
+            Ok(()) => listener::bind_unix(&path, 0o660).await,
+            Err(error) => Err(error),
+        };
+        match bound {
             Ok((socket, bound)) => control.push(Control::serve(server, socket, Some(bound))),
             Err(error) if by_hand => {
                 tracing::info!(path = %path.display(), %error, "no control socket: --control names another");
@@ -319,15 +327,34 @@ async fn listen_for_control(
     Ok(control)
 }
 
-/// The folder of a user's own socket, which nobody else makes. A folder that cannot be made shows when binding fails.
-fn make_folder(address: &Listen) {
+/// Makes the folder of a user's own socket, which nobody else makes. One that cannot be made shows when binding fails.
+///
+/// # Errors
+/// It lies where everybody may make folders, and somebody else was faster.
+fn make_folder(address: &Listen) -> io::Result<()> {
     if let Listen::Unix(path) = address
         && let Some(folder) = path.parent()
         && folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("diskchain"))
     {
         use std::os::unix::fs::DirBuilderExt;
         let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        let shared = shared_place();
+        if folder.starts_with(&shared) {
+            return expect_own(&shared, rustix::process::geteuid().as_raw());
+        }
     }
+    Ok(())
+}
+
+/// Refuses a folder that is not the user's own: its owner could put another socket into the place of ours.
+fn expect_own(folder: &Path, user: u32) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let found = folder.symlink_metadata()?;
+    if found.is_dir() && found.uid() == user {
+        return Ok(());
+    }
+    let text = format!("{} is not yours: set XDG_RUNTIME_DIR, or name another socket", folder.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
 /// What is served where, and what to type next.
@@ -453,6 +480,25 @@ async fn watch(server: Arc<Server>, status: String) {
             tracing::error!("the watchdog is not fed: the storage of {disks} does not answer");
             sd::status(&format!("the storage of {disks} does not answer"));
             hung = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_for_sockets_that_somebody_else_made_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, link) = (dir.path().join("own"), dir.path().join("link"));
+        std::fs::create_dir(&folder).unwrap();
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        let user = rustix::process::geteuid().as_raw();
+        expect_own(&folder, user).expect("its own");
+        for (folder, user) in [(&folder, user + 1), (&link, user)] {
+            let refused = expect_own(folder, user).expect_err("somebody else's");
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
         }
     }
 }
