@@ -60,6 +60,25 @@ async fn sixty_four_new_blocks_at_once_share_their_flushes_and_map_writes() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn room_that_others_were_quicker_to_take_is_no_want_of_room() {
+    for _ in 0..300 {
+        let (_, _, layer) = faulty(64 * MIB).await;
+        layer.begin_changes().await.unwrap();
+        let allocate = |block| {
+            let layer = Arc::clone(&layer);
+            tokio::spawn(async move {
+                let reservation = room(&*layer, block).await;
+                layer.commit(reservation, Before::Zeroes).await.unwrap();
+            })
+        };
+        for task in (0..64).map(allocate).collect::<Vec<_>>() {
+            task.await.expect("there is a slot for every block");
+        }
+        assert_eq!(layer.allocated(), 64 * MIB);
+    }
+}
+
 #[tokio::test]
 async fn writing_on_and_on_takes_one_flush_for_many_blocks() {
     let (_, faults, layer) = faulty(1 << 30).await;

@@ -100,14 +100,15 @@ impl Inner {
         self.barrier().await
     }
 
-    /// Room for at least one more block, for all `wanting` ones if there is.
+    /// Room for at least one more block, for all `wanting` ones if there is. Others may be quicker to take it: who finds
+    /// none comes again.
     pub async fn grow(self: Arc<Self>, wanting: usize) -> Result<()> {
         let mut head = self.head.lock().await;
         if self.space().has_room() {
             return Ok(());
         }
         let outcome = self.extend(&mut head, wanting).await;
-        if self.space().has_room() {
+        if matches!(outcome, Ok(Changed::Yes)) || self.space().has_room() {
             return Ok(());
         }
         // No more slots, or no more file: what waits to be punched will do, once nobody else has hold of it.
@@ -132,8 +133,8 @@ impl Inner {
         outcome.and(Err(full))
     }
 
-    /// Lengthens the file by a batch of slots. It may be empty, at the limit.
-    async fn extend(self: &Arc<Self>, head: &mut MutexGuard<'_, Head>, wanting: usize) -> Result<()> {
+    /// Lengthens the file by a batch of slots, if it is not at the limit.
+    async fn extend(self: &Arc<Self>, head: &mut MutexGuard<'_, Head>, wanting: usize) -> Result<Changed> {
         let mut batch = self.space().next_batch(u32::try_from(wanting).unwrap_or(u32::MAX));
         let grows = self.storage.limits().grows_with_zeroes;
         if grows && !batch.is_empty() {
@@ -146,7 +147,7 @@ impl Inner {
             batch.end = batch.end.min(self.shape.slots_in(self.storage.len()));
         }
         if batch.is_empty() {
-            return Ok(());
+            return Ok(Changed::No);
         }
         if !planted(Bug::CounterAfterMap) {
             self.set_end(head, batch.end).await?;
@@ -155,7 +156,7 @@ impl Inner {
         }
         self.barrier().await?;
         self.space().grown(batch.end, grows);
-        Ok(())
+        Ok(Changed::Yes)
     }
 
     /// Cuts the unused end off the file. The slots of blocks that moved or were cleared before are cut off too.
