@@ -1,7 +1,7 @@
 //! Buffers that block I/O moves through: aligned for O_DIRECT, pooled, sliceable without copies.
 //!
 //! ```text
-//!   Pool ── Arc<Chunk> (one aligned allocation, initialised memory)
+//!   Pool ── Share ── Arc<Chunk> (one aligned allocation, initialised memory), back to the pool with its last share
 //!                │
 //!      ┌─────────┴──────────┐
 //!    BufMut  BufMut        Buf  Buf      disjoint views while mutable, shared views once frozen
@@ -16,23 +16,27 @@ use std::fmt;
 use std::ops::{Deref, DerefMut, RangeBounds};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Alignment of every chunk, in bytes: enough for O_DIRECT on 512 and 4096 byte sectors.
 pub const ALIGNMENT: usize = 4096;
 
-/// Size classes that are kept for reuse: 4 KiB, 8 KiB … 1 MiB. Larger chunks go back to the allocator, which
+/// Size classes that are kept for reuse: 4 KiB, 8 KiB … 2 MiB. Larger chunks go back to the allocator, which
 /// gives their pages back to the kernel.
-const CLASSES: usize = 9;
+const CLASSES: usize = 10;
 
-/// Bytes that one size class keeps at most, so that an idle daemon is a small one.
-const KEPT_PER_CLASS: usize = 2 << 20;
+/// Bytes that are kept for reuse at most, all classes together, so that an idle daemon is a small one: about what four
+/// connections at full speed have in use.
+const KEPT_MOST: u64 = 8 << 20;
 
 /// Where buffers come from and go back to. Cheap to share; chunks outlive it if need be.
 #[derive(Default)]
 pub struct Pool {
-    free: [Mutex<Vec<Memory>>; CLASSES],
-    outstanding: AtomicU64,
+    free: [Mutex<Vec<Arc<Chunk>>>; CLASSES],
+    /// Bytes of all chunks that there are.
+    allocated: AtomicU64,
+    /// Bytes of those that wait in `free`.
+    kept: AtomicU64,
 }
 
 impl Pool {
@@ -45,28 +49,43 @@ impl Pool {
     /// A buffer of `len` bytes. Its content is initialised but arbitrary (an earlier request's bytes): whoever
     /// takes it fills it before anyone else sees it.
     pub fn take(&'static self, len: usize) -> BufMut {
-        let memory = self.reuse(len).unwrap_or_else(|| Memory::allocate(capacity_for(len)));
-        self.outstanding.fetch_add(memory.capacity as u64, Ordering::Relaxed);
-        BufMut { chunk: Arc::new(Chunk { memory: Some(memory), pool: self }), start: 0, len }
+        let capacity = capacity_for(len);
+        let chunk =
+            self.reuse(class_of(capacity)).unwrap_or_else(|| Arc::new(Chunk::allocate(capacity, self)));
+        BufMut { share: Share(Some(chunk)), start: 0, len }
     }
 
     /// Bytes of all buffers that are in use now, rounded up to their chunks.
     pub fn outstanding(&self) -> u64 {
-        self.outstanding.load(Ordering::Relaxed)
+        let kept = self.kept.load(Ordering::Relaxed);
+        self.allocated.load(Ordering::Relaxed).saturating_sub(kept)
     }
 
-    fn reuse(&self, len: usize) -> Option<Memory> {
-        self.free.get(class_of(capacity_for(len)))?.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    fn reuse(&self, class: usize) -> Option<Arc<Chunk>> {
+        let chunk = self.free(class)?.pop()?;
+        self.kept.fetch_sub(chunk.memory.capacity as u64, Ordering::Relaxed);
+        Some(chunk)
     }
 
-    fn give_back(&self, memory: Memory) {
-        self.outstanding.fetch_sub(memory.capacity as u64, Ordering::Relaxed);
-        if let Some(class) = self.free.get(class_of(memory.capacity)) {
-            let mut kept = class.lock().unwrap_or_else(PoisonError::into_inner);
-            if kept.len() < (KEPT_PER_CLASS / memory.capacity).max(1) {
-                kept.push(memory);
+    /// Keeps a chunk that nobody has a share in, in place of others that are not asked for if there are too many.
+    fn give_back(&self, chunk: Arc<Chunk>) {
+        let capacity = chunk.memory.capacity as u64;
+        let class = class_of(chunk.memory.capacity);
+        let make_room =
+            || (0..CLASSES).rev().filter(|&other| other != class).find_map(|other| self.reuse(other));
+        while class < CLASSES && self.kept.load(Ordering::Relaxed) + capacity > KEPT_MOST {
+            if make_room().is_none() {
+                return;
             }
         }
+        if let Some(mut free) = self.free(class) {
+            self.kept.fetch_add(capacity, Ordering::Relaxed);
+            free.push(chunk);
+        }
+    }
+
+    fn free(&self, class: usize) -> Option<MutexGuard<'_, Vec<Arc<Chunk>>>> {
+        Some(self.free.get(class)?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -118,31 +137,53 @@ impl Drop for Memory {
 }
 
 struct Chunk {
-    /// `None` only while the chunk is being dropped.
-    memory: Option<Memory>,
+    memory: Memory,
     pool: &'static Pool,
 }
 
 impl Chunk {
+    fn allocate(capacity: usize, pool: &'static Pool) -> Chunk {
+        pool.allocated.fetch_add(capacity as u64, Ordering::Relaxed);
+        Chunk { memory: Memory::allocate(capacity), pool }
+    }
+
     fn at(&self, offset: usize) -> *mut u8 {
-        let memory = self.memory.as_ref().expect("memory leaves a chunk only in its drop");
-        debug_assert!(offset <= memory.capacity);
+        debug_assert!(offset <= self.memory.capacity);
         // SAFETY: views never reach past the capacity, so the pointer stays inside the allocation or one past it.
-        unsafe { memory.start.as_ptr().add(offset) }
+        unsafe { self.memory.start.as_ptr().add(offset) }
     }
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if let Some(memory) = self.memory.take() {
-            self.pool.give_back(memory);
+        self.pool.allocated.fetch_sub(self.memory.capacity as u64, Ordering::Relaxed);
+    }
+}
+
+/// A share in a chunk. The last one gives the chunk back, counter and all: the next buffer allocates nothing.
+#[derive(Clone)]
+struct Share(Option<Arc<Chunk>>);
+
+impl Share {
+    fn chunk(&self) -> &Chunk {
+        self.0.as_deref().expect("a share is empty only while it is dropped")
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        // Of two that are dropped at one moment none may be the last: then the chunk is freed and not kept.
+        if let Some(mut chunk) = self.0.take()
+            && Arc::get_mut(&mut chunk).is_some()
+        {
+            chunk.pool.give_back(chunk);
         }
     }
 }
 
 /// A buffer, or a part of one, that only its owner can see.
 pub struct BufMut {
-    chunk: Arc<Chunk>,
+    share: Share,
     start: usize,
     len: usize,
 }
@@ -155,7 +196,7 @@ impl BufMut {
     #[must_use]
     pub fn split_to(&mut self, len: usize) -> BufMut {
         assert!(len <= self.len, "cannot split {len} bytes off {}", self.len);
-        let front = BufMut { chunk: Arc::clone(&self.chunk), start: self.start, len };
+        let front = BufMut { share: self.share.clone(), start: self.start, len };
         self.start += len;
         self.len -= len;
         front
@@ -168,23 +209,23 @@ impl BufMut {
 
     /// Ends writing; from now on it can be shared.
     pub fn freeze(self) -> Buf {
-        Buf { chunk: self.chunk, start: self.start, len: self.len }
+        Buf { share: self.share, start: self.start, len: self.len }
     }
 }
 
 impl Deref for BufMut {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range is inside the chunk's initialised memory, which the Arc keeps alive, and no other
+        // SAFETY: the range is inside the chunk's initialised memory, which the share keeps alive, and no other
         // view of these bytes exists (the file's invariant).
-        unsafe { std::slice::from_raw_parts(self.chunk.at(self.start), self.len) }
+        unsafe { std::slice::from_raw_parts(self.share.chunk().at(self.start), self.len) }
     }
 }
 
 impl DerefMut for BufMut {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`; `&mut self` is the only way to these bytes.
-        unsafe { std::slice::from_raw_parts_mut(self.chunk.at(self.start), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.share.chunk().at(self.start), self.len) }
     }
 }
 
@@ -197,7 +238,7 @@ impl fmt::Debug for BufMut {
 /// Bytes that no longer change, shared without copies.
 #[derive(Clone)]
 pub struct Buf {
-    chunk: Arc<Chunk>,
+    share: Share,
     start: usize,
     len: usize,
 }
@@ -221,7 +262,7 @@ impl Buf {
             Unbounded => self.len,
         };
         assert!(from <= to && to <= self.len, "slice {from}..{to} of {} bytes", self.len);
-        Buf { chunk: Arc::clone(&self.chunk), start: self.start + from, len: to - from }
+        Buf { share: self.share.clone(), start: self.start + from, len: to - from }
     }
 
     /// A copy of `bytes` in pool memory.
@@ -240,9 +281,9 @@ impl Buf {
 impl Deref for Buf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range is inside the chunk's initialised memory, which the Arc keeps alive; no `BufMut`
+        // SAFETY: the range is inside the chunk's initialised memory, which the share keeps alive; no `BufMut`
         // covers these bytes any more (the file's invariant), so nobody writes them.
-        unsafe { std::slice::from_raw_parts(self.chunk.at(self.start), self.len) }
+        unsafe { std::slice::from_raw_parts(self.share.chunk().at(self.start), self.len) }
     }
 }
 
@@ -286,6 +327,34 @@ mod tests {
         drop(part);
         assert_eq!(pool.outstanding(), 0);
         assert_eq!(pool.take(8192).as_ptr(), address);
+    }
+
+    #[test]
+    fn buffers_that_nobody_asks_for_any_more_make_room_for_those_that_are_used() {
+        let pool: &'static Pool = Box::leak(Box::default());
+        let small: Vec<_> = (0..2 * KEPT_MOST / 4096).map(|_| pool.take(4096)).collect();
+        drop(small);
+        assert_eq!(pool.kept.load(Ordering::Relaxed), KEPT_MOST, "as many as are allowed");
+        let large = pool.take(2 << 20);
+        let address = large.as_ptr();
+        drop(large);
+        assert_eq!(pool.kept.load(Ordering::Relaxed), KEPT_MOST, "the large one in place of small ones");
+        assert_eq!(pool.take(2 << 20).as_ptr(), address);
+        assert_eq!(pool.outstanding(), 0);
+    }
+
+    #[test]
+    fn shares_that_are_dropped_by_many_threads_are_neither_lost_nor_counted_twice() {
+        let pool: &'static Pool = Box::leak(Box::default());
+        for _ in 0..200 {
+            let whole = pool.take(4096).freeze();
+            std::thread::scope(|scope| {
+                for share in [whole.slice(..1), whole.slice(1..), whole] {
+                    scope.spawn(move || drop(share));
+                }
+            });
+            assert_eq!(pool.outstanding(), 0);
+        }
     }
 
     #[test]
