@@ -8,14 +8,14 @@
 //! Invariant: no request reaches the chain but through [`Device::run`], the daemon's own work included; a request that
 //! has started is always awaited to its end, and after one that panicked none reaches the chain.
 
-use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::poll;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::buf::{Buf, Pool};
 use crate::chain::{Chain, Piece, Pieces, StatusExtent, WriteEffect, ZeroRequest};
@@ -27,7 +27,7 @@ use crate::planted::{Bug, planted};
 use crate::range::ByteRange;
 use crate::stats::{DiskStats, Outcome, Stats};
 use crate::throttle::{Direction, Throttle};
-use crate::tracker::{Op, RequestInfo, Tracker};
+use crate::tracker::{Op, RequestInfo, Ticket, Tracker};
 
 /// Blocks that give their place back in one step of compaction, and bytes of them (but at least one block): requests on
 /// them wait until all have moved.
@@ -123,7 +123,8 @@ impl Device {
 
     /// Its accounts, now.
     pub fn stats(&self) -> DiskStats {
-        self.stats.snapshot()
+        let (in_flight, busy) = self.tracker.load();
+        DiskStats { in_flight, busy, ..self.stats.snapshot() }
     }
 
     /// The worst that happened to it since it was opened.
@@ -142,7 +143,7 @@ impl Device {
     /// [`ErrorKind::OutOfRange`] past the end, [`ErrorKind::Closed`], [`ErrorKind::Cancelled`] if the client left
     /// before it started, and what the storage says.
     pub async fn read(&self, client: &Client, range: ByteRange) -> Result<Pieces> {
-        self.run(Op::Read, range, client, self.chain.read(range)).await
+        self.run(Op::Read, range, client, || self.chain.read(range)).await
     }
 
     /// Writes `data` at `at`. Once it returns, the write survives the death of this process; with `fua` it is durable.
@@ -151,7 +152,7 @@ impl Device {
     /// As [`Device::read`], and [`ErrorKind::ReadOnly`]. After an error each sector of the range is old or new.
     pub async fn write(&self, client: &Client, at: u64, data: Buf, fua: bool) -> Result<()> {
         let range = self.inside(at, data.len() as u64)?;
-        self.run(Op::Write, range, client, async {
+        self.run(Op::Write, range, client, async || {
             let effect = if range.is_aligned(self.options.logical_block_size) {
                 self.chain.write(range, data).await?
             } else {
@@ -177,7 +178,7 @@ impl Device {
         how: ZeroRequest,
         fua: bool,
     ) -> Result<()> {
-        self.run(Op::WriteZeroes, range, client, async {
+        self.run(Op::WriteZeroes, range, client, async || {
             let how = ZeroRequest { may_free: how.may_free && self.options.discard, ..how };
             let (head, whole, tail) = self.around_logical_blocks(range);
             if how.fast_only && whole != range {
@@ -202,7 +203,7 @@ impl Device {
     /// # Errors
     /// As [`Device::write`].
     pub async fn discard(&self, client: &Client, range: ByteRange, fua: bool) -> Result<()> {
-        self.run(Op::Discard, range, client, async {
+        self.run(Op::Discard, range, client, async || {
             let (_, whole, _) = self.around_logical_blocks(range);
             if self.read_only() {
                 return Err(Error::new(ErrorKind::ReadOnly, format!("{} is read-only", self.name)));
@@ -221,7 +222,7 @@ impl Device {
     /// # Errors
     /// What the storage says; after one failure every later flush fails.
     pub async fn flush(&self, client: &Client) -> Result<()> {
-        self.run(Op::Flush, ByteRange::new(0, 0), client, self.sync()).await
+        self.run(Op::Flush, ByteRange::new(0, 0), client, || self.sync()).await
     }
 
     /// Asks the host to have a range in memory soon: its first 32 MiB, or as much as the host is free to read.
@@ -229,7 +230,7 @@ impl Device {
     /// # Errors
     /// As [`Device::read`].
     pub async fn cache(&self, client: &Client, range: ByteRange) -> Result<()> {
-        self.run(Op::Cache, range, client, async {
+        self.run(Op::Cache, range, client, async || {
             self.chain.prefetch(range.split_at(CACHE_MOST).0);
             Ok(())
         })
@@ -246,7 +247,7 @@ impl Device {
         range: ByteRange,
         most: usize,
     ) -> Result<Vec<StatusExtent>> {
-        self.run(Op::BlockStatus, range, client, self.chain.status(range, most)).await
+        self.run(Op::BlockStatus, range, client, || self.chain.status(range, most)).await
     }
 
     /// Waits until no request is in flight, letting throttled ones go. More may come meanwhile.
@@ -294,13 +295,14 @@ impl Device {
         }
     }
 
-    /// Every request's life.
+    /// Every request's life. `work` makes its future when it is its turn: made before, it would take its place in the
+    /// request's own future twice, and all of that is moved for every request.
     async fn run<T>(
         &self,
         op: Op,
         range: ByteRange,
         client: &Client,
-        work: impl Future<Output = Result<T>>,
+        work: impl AsyncFnOnce() -> Result<T>,
     ) -> Result<T> {
         if range.end() > self.size() {
             return Err(Error::new(
@@ -308,24 +310,19 @@ impl Device {
                 format!("{} {range} is past the end of {} at {}", op.name(), self.name, self.size()),
             ));
         }
-        let mut ticket = self.tracker.begin(op, self.turn_range(op, range), client.id())?;
-        let in_flight = self.stats.enter();
+        let began = Instant::now();
         let mut spent = Outcome { op, bytes: range.len(), end: range.end(), ..Outcome::default() };
-        if let Some((direction, cost)) = self.cost(op, range) {
-            let mut admitted = pin!(self.throttle.admit(direction, cost));
-            if poll!(admitted.as_mut()).is_pending() {
-                let since = Instant::now();
-                client.unless_gone(admitted).await?;
-                spent.throttled = since.elapsed();
-            }
+        let admitted = self.cost(op, range).and_then(|(way, bytes)| self.throttle.admit(way, bytes, began));
+        // What nothing holds back is listed and has its turn in one step.
+        let claims = admitted.is_none();
+        let mut ticket = self.tracker.begin(op, self.turn_range(op, range), client.id(), began, claims)?;
+        // Waiting is boxed, so that the future of a request that waits for nothing stays small.
+        if let Some(admitted) = admitted {
+            Box::pin(client.unless_gone(admitted)).await?;
+            spent.throttled = began.elapsed();
         }
-        {
-            let mut turn = pin!(ticket.turn());
-            if poll!(turn.as_mut()).is_pending() {
-                let since = Instant::now();
-                client.unless_gone(turn).await?;
-                spent.waited = since.elapsed();
-            }
+        if !ticket.works() {
+            spent.waited = Box::pin(wait_for_turn(&mut ticket, client)).await?;
         }
         if client.is_gone() {
             return Err(Error::new(ErrorKind::Cancelled, "the client is gone"));
@@ -333,17 +330,17 @@ impl Device {
         self.usable()?;
         let outcome = {
             let _watch = FreezeOnPanic(self);
-            work.await
+            work().await
         };
         let now = Instant::now();
-        in_flight.leave(now);
-        spent.total = now.saturating_duration_since(ticket.began());
+        spent.total = now.saturating_duration_since(began);
         spent.error = outcome.as_ref().err().map(Error::kind);
         self.remember(spent.error);
         self.stats.record(&spent);
         if !self.options.slow_io.is_zero() && spent.total >= self.options.slow_io {
             self.log_slow(ticket.id(), client, range, &spent);
         }
+        ticket.finish(now);
         outcome
     }
 
@@ -525,6 +522,17 @@ impl Device {
             "slow request"
         );
     }
+}
+
+/// Returns how long that took; nothing if it was free.
+async fn wait_for_turn(ticket: &mut Ticket<'_>, client: &Client) -> Result<Duration> {
+    let mut turn = pin!(ticket.turn());
+    if poll!(turn.as_mut()).is_ready() {
+        return Ok(Duration::ZERO);
+    }
+    let since = Instant::now();
+    client.unless_gone(turn).await?;
+    Ok(since.elapsed())
 }
 
 /// While work on the chain goes on: a panic in it leaves a disk that nobody may trust, and the others are not concerned.

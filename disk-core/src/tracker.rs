@@ -8,13 +8,15 @@
 //! Everybody waits for earlier ones only, so nobody waits in a circle and nobody is overtaken.
 
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::planted::{Bug, planted};
@@ -127,7 +129,10 @@ pub struct Tracker {
 struct State {
     last_id: u64,
     closed: bool,
+    /// Somebody waits for the list to become empty.
+    draining: bool,
     listed: Slab<Entry>,
+    busy: Busy,
     /// Those that asked for a turn, oldest first. It is scanned in a line: requests that wait for nothing leave it
     /// before the next one comes, so it holds what is in flight below, tens to hundreds. Who waits for whom is found by
     /// scanning too: noted for each pair it would take a crowd's number squared, gigabytes for a hostile one.
@@ -162,44 +167,40 @@ impl Claim {
 }
 
 impl Tracker {
-    /// Lists a request. `range` is what its turn will cover.
+    /// Lists a request that began at `began`, a moment just passed. `range` is what its turn will cover. With `claims`
+    /// it asks for its turn in the same step.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] after [`Tracker::close`].
-    pub fn begin(&self, op: Op, range: ByteRange, client: u64) -> Result<Ticket<'_>> {
-        let began = Instant::now();
+    pub fn begin(
+        &self,
+        op: Op,
+        range: ByteRange,
+        client: u64,
+        began: Instant,
+        claims: bool,
+    ) -> Result<Ticket<'_>> {
         let mut state = self.lock();
         if state.closed {
             return Err(Error::new(ErrorKind::Closed, "the disk is closing"));
         }
-        state.last_id += 1;
-        let id = state.last_id;
-        let key = state.listed.insert(Entry {
-            id,
-            op,
-            range,
-            client,
-            began,
-            stage: Stage::Throttle,
-            blockers: 0,
-            waker: None,
-        });
-        Ok(Ticket { tracker: self, key, id, began, claimed: false })
+        let (id, key) = state.list(op, range, client, began);
+        let works = claims && state.claim(key);
+        Ok(Ticket { tracker: self, key, id, claimed: claims, works })
     }
 
     /// Lists a request and gives it its turn at once, or not at all: `None` if it would have to wait, or if the
     /// tracker is closed. Whoever needs the turns of several ranges together takes them like this, as waiting for one
     /// while holding another could end in a circle.
     pub fn try_begin(&self, op: Op, range: ByteRange, client: u64) -> Option<Ticket<'_>> {
-        let mut ticket = self.begin(op, range, client).ok()?;
+        let began = Instant::now();
         let mut state = self.lock();
-        let free = state.order.iter().all(|claim| !claim.range.overlaps(&range));
-        if free {
-            state.claim(ticket.key);
-            ticket.claimed = true;
+        if state.closed || state.order.iter().any(|claim| claim.range.overlaps(&range)) {
+            return None;
         }
-        drop(state);
-        free.then_some(ticket)
+        let (id, key) = state.list(op, range, client, began);
+        state.claim(key);
+        Some(Ticket { tracker: self, key, id, claimed: true, works: true })
     }
 
     /// Every listed request, oldest first.
@@ -228,6 +229,12 @@ impl Tracker {
         self.lock().listed.len()
     }
 
+    /// Requests of clients in flight, and how long there was at least one.
+    pub fn load(&self) -> (u64, Duration) {
+        let state = self.lock();
+        (state.busy.requests, state.busy.total(Instant::now()))
+    }
+
     /// From now on [`Tracker::begin`] fails.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -242,8 +249,12 @@ impl Tracker {
     pub async fn drained(&self) {
         loop {
             let emptied = self.emptied.notified();
-            if self.lock().listed.is_empty() {
-                return;
+            {
+                let mut state = self.lock();
+                if state.listed.is_empty() {
+                    return;
+                }
+                state.draining = true;
             }
             emptied.await;
         }
@@ -255,18 +266,34 @@ impl Tracker {
 }
 
 impl State {
-    /// Puts a request in the order of turns and counts whom it has to wait for.
-    fn claim(&mut self, key: usize) {
+    /// Puts a request on the list. Returns its number and where it is.
+    fn list(&mut self, op: Op, range: ByteRange, client: u64, began: Instant) -> (u64, usize) {
+        self.last_id += 1;
+        let id = self.last_id;
+        let (stage, blockers, waker) = (Stage::Throttle, 0, None);
+        let key = self.listed.insert(Entry { id, op, range, client, began, stage, blockers, waker });
+        if op != Op::Compact {
+            self.busy.enter(began);
+        }
+        (id, key)
+    }
+
+    /// Puts a request in the order of turns and counts whom it has to wait for. Returns whether it has its turn.
+    fn claim(&mut self, key: usize) -> bool {
         let entry = &mut self.listed[key];
         let claim = Claim { range: entry.range, exclusive: entry.op.is_exclusive(), key };
         entry.blockers = self.order.iter().filter(|earlier| earlier.conflicts_with(&claim)).count();
-        entry.stage = if entry.blockers == 0 { Stage::Working } else { Stage::Overlap };
+        let works = entry.blockers == 0;
+        entry.stage = if works { Stage::Working } else { Stage::Overlap };
         self.order.push(claim);
+        works
     }
 
     /// Takes a request off the list and lets those go on that waited for it alone.
-    fn finish(&mut self, key: usize, claimed: bool, wake: &mut Vec<Waker>) {
-        self.listed.remove(key);
+    fn finish(&mut self, key: usize, claimed: bool, now: Instant, wake: &mut Vec<Waker>) {
+        if self.listed.remove(key).op != Op::Compact {
+            self.busy.leave(now);
+        }
         if !claimed {
             return;
         }
@@ -294,14 +321,51 @@ impl State {
     }
 }
 
+/// How many requests are in flight, and how long at least one was: the sum of the periods in which the number was not
+/// zero.
+#[derive(Debug, Default)]
+struct Busy {
+    requests: u64,
+    /// Of the periods that have ended.
+    total: Duration,
+    /// When the period began that has not ended, or when the last one ended.
+    since: Option<Instant>,
+}
+
+impl Busy {
+    fn enter(&mut self, now: Instant) {
+        if self.requests == 0 {
+            // The clock was read before the lock was taken: what another request has counted meanwhile counts once.
+            self.since = self.since.max(Some(now));
+        }
+        self.requests += 1;
+    }
+
+    fn leave(&mut self, now: Instant) {
+        if self.requests == 1 {
+            self.total = self.total(now);
+            self.since = self.since.max(Some(now));
+        }
+        self.requests -= 1;
+    }
+
+    fn total(&self, now: Instant) -> Duration {
+        match self.since {
+            Some(since) if self.requests > 0 => self.total + now.saturating_duration_since(since),
+            _ => self.total,
+        }
+    }
+}
+
 /// A listed request. Dropping it takes it off the list and passes its turn on.
 #[derive(Debug)]
 pub struct Ticket<'a> {
     tracker: &'a Tracker,
     key: usize,
     id: u64,
-    began: Instant,
     claimed: bool,
+    /// It had its turn when it was listed.
+    works: bool,
 }
 
 impl Ticket<'_> {
@@ -310,9 +374,9 @@ impl Ticket<'_> {
         self.id
     }
 
-    /// When it was listed.
-    pub fn began(&self) -> Instant {
-        self.began
+    /// Whether it had its turn as soon as it asked, when it was listed.
+    pub fn works(&self) -> bool {
+        self.works
     }
 
     /// Waits until no earlier conflicting request is listed. The place in the order is taken by the first poll; a
@@ -322,17 +386,29 @@ impl Ticket<'_> {
     }
 }
 
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
+impl Ticket<'_> {
+    /// Takes it off the list at `now`, a moment just passed.
+    pub fn finish(self, now: Instant) {
+        self.leave(now);
+        mem::forget(self);
+    }
+
+    fn leave(&self, now: Instant) {
         let mut wake = Vec::new();
         let mut state = self.tracker.lock();
-        state.finish(self.key, self.claimed, &mut wake);
-        let emptied = state.listed.is_empty();
+        state.finish(self.key, self.claimed, now, &mut wake);
+        let drained = state.listed.is_empty() && mem::take(&mut state.draining);
         drop(state);
         wake.into_iter().for_each(Waker::wake);
-        if emptied {
+        if drained {
             self.tracker.emptied.notify_waiters();
         }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.leave(Instant::now());
     }
 }
 
@@ -375,12 +451,16 @@ mod tests {
         ByteRange::new(start, end)
     }
 
+    fn begin(tracker: &Tracker, op: Op, range: ByteRange, client: u64) -> Result<Ticket<'_>> {
+        tracker.begin(op, range, client, Instant::now(), false)
+    }
+
     #[tokio::test]
     async fn readers_share_and_a_writer_waits_for_all_of_them() {
         let tracker = Tracker::default();
-        let mut first = tracker.begin(Op::Read, range(0, 100), 1).unwrap();
-        let mut second = tracker.begin(Op::Read, range(50, 150), 1).unwrap();
-        let mut writer = tracker.begin(Op::Write, range(90, 95), 2).unwrap();
+        let mut first = begin(&tracker, Op::Read, range(0, 100), 1).unwrap();
+        let mut second = begin(&tracker, Op::Read, range(50, 150), 1).unwrap();
+        let mut writer = begin(&tracker, Op::Write, range(90, 95), 2).unwrap();
         assert!(poll!(pin!(first.turn())).is_ready());
         assert!(poll!(pin!(second.turn())).is_ready());
         let mut turn = pin!(writer.turn());
@@ -394,9 +474,9 @@ mod tests {
     #[tokio::test]
     async fn a_reader_does_not_overtake_a_writer_that_waits() {
         let tracker = Tracker::default();
-        let mut reader = tracker.begin(Op::Read, range(0, 10), 1).unwrap();
-        let mut writer = tracker.begin(Op::Write, range(5, 15), 1).unwrap();
-        let mut late = tracker.begin(Op::Read, range(12, 20), 1).unwrap();
+        let mut reader = begin(&tracker, Op::Read, range(0, 10), 1).unwrap();
+        let mut writer = begin(&tracker, Op::Write, range(5, 15), 1).unwrap();
+        let mut late = begin(&tracker, Op::Read, range(12, 20), 1).unwrap();
         assert!(poll!(pin!(reader.turn())).is_ready());
         let mut write_turn = pin!(writer.turn());
         assert!(poll!(write_turn.as_mut()).is_pending());
@@ -410,8 +490,8 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_has_not_asked_for_its_turn_holds_nobody_back() {
         let tracker = Tracker::default();
-        let throttled = tracker.begin(Op::Write, range(0, 10), 1).unwrap();
-        let mut other = tracker.begin(Op::Write, range(0, 10), 2).unwrap();
+        let throttled = begin(&tracker, Op::Write, range(0, 10), 1).unwrap();
+        let mut other = begin(&tracker, Op::Write, range(0, 10), 2).unwrap();
         assert!(poll!(pin!(other.turn())).is_ready());
         assert_eq!(tracker.requests()[0].stage, Stage::Throttle);
         drop(throttled);
@@ -421,11 +501,11 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_request_that_gives_up_lets_those_behind_it_go_on() {
         let tracker = Tracker::default();
-        let mut reader = tracker.begin(Op::Read, range(0, 10), 1).unwrap();
-        let mut late = tracker.begin(Op::Read, range(0, 10), 1).unwrap();
+        let mut reader = begin(&tracker, Op::Read, range(0, 10), 1).unwrap();
+        let mut late = begin(&tracker, Op::Read, range(0, 10), 1).unwrap();
         assert!(poll!(pin!(reader.turn())).is_ready());
         {
-            let mut writer = tracker.begin(Op::Write, range(0, 10), 1).unwrap();
+            let mut writer = begin(&tracker, Op::Write, range(0, 10), 1).unwrap();
             assert!(poll!(pin!(writer.turn())).is_pending());
             assert!(poll!(pin!(late.turn())).is_pending());
         }
@@ -435,9 +515,9 @@ mod tests {
     #[tokio::test]
     async fn drain_ends_when_the_last_request_is_gone_and_a_closed_tracker_takes_no_more() {
         let tracker = Tracker::default();
-        let ticket = tracker.begin(Op::Flush, range(0, 0), 1).unwrap();
+        let ticket = begin(&tracker, Op::Flush, range(0, 0), 1).unwrap();
         tracker.close();
-        assert_eq!(tracker.begin(Op::Read, range(0, 1), 1).unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(begin(&tracker, Op::Read, range(0, 1), 1).unwrap_err().kind(), ErrorKind::Closed);
         let mut drained = pin!(tracker.drained());
         assert!(poll!(drained.as_mut()).is_pending());
         drop(ticket);
@@ -447,12 +527,12 @@ mod tests {
     #[tokio::test]
     async fn a_turn_that_is_not_free_is_not_taken_by_trying() {
         let tracker = Tracker::default();
-        let mut reader = tracker.begin(Op::Read, range(0, 10), 1).unwrap();
+        let mut reader = begin(&tracker, Op::Read, range(0, 10), 1).unwrap();
         assert!(poll!(pin!(reader.turn())).is_ready());
         assert!(tracker.try_begin(Op::Compact, range(5, 6), 0).is_none());
         assert_eq!(tracker.in_flight(), 1, "the try left nothing behind");
         let held = tracker.try_begin(Op::Compact, range(10, 20), 0).unwrap();
-        let mut writer = tracker.begin(Op::Write, range(15, 16), 1).unwrap();
+        let mut writer = begin(&tracker, Op::Write, range(15, 16), 1).unwrap();
         let mut turn = pin!(writer.turn());
         assert!(poll!(turn.as_mut()).is_pending());
         drop(held);
@@ -462,13 +542,70 @@ mod tests {
     #[tokio::test]
     async fn a_request_on_no_bytes_neither_waits_for_a_writer_around_it_nor_holds_one_up() {
         let tracker = Tracker::default();
-        let mut writer = tracker.begin(Op::Write, range(0, 100), 1).unwrap();
+        let mut writer = begin(&tracker, Op::Write, range(0, 100), 1).unwrap();
         assert!(poll!(pin!(writer.turn())).is_ready());
-        let mut status = tracker.begin(Op::BlockStatus, range(50, 50), 2).unwrap();
+        let mut status = begin(&tracker, Op::BlockStatus, range(50, 50), 2).unwrap();
         assert!(poll!(pin!(status.turn())).is_ready());
         drop(writer);
-        let mut next = tracker.begin(Op::Write, range(0, 100), 1).unwrap();
+        let mut next = begin(&tracker, Op::Write, range(0, 100), 1).unwrap();
         assert!(poll!(pin!(next.turn())).is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_asks_when_it_is_listed_has_its_turn_or_its_place_in_the_order() {
+        let tracker = Tracker::default();
+        let begin = |op, range| tracker.begin(op, range, 1, Instant::now(), true).unwrap();
+        let reader = begin(Op::Read, range(0, 10));
+        assert!(reader.works());
+        let mut writer = begin(Op::Write, range(5, 15));
+        assert!(!writer.works());
+        let late = begin(Op::Read, range(12, 20));
+        assert!(!late.works(), "it does not overtake the writer");
+        reader.finish(Instant::now());
+        assert!(poll!(pin!(writer.turn())).is_ready());
+    }
+
+    #[test]
+    fn time_counts_once_while_requests_overlap_and_not_at_all_while_there_is_none() {
+        let (tracker, start) = (Tracker::default(), Instant::now());
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let enter = |now| tracker.begin(Op::Flush, range(0, 0), 1, at(now), true).unwrap();
+        let (first, second) = (enter(1000), enter(2000));
+        assert_eq!(tracker.load().0, 2);
+        first.finish(at(3000));
+        assert_eq!(tracker.load().0, 1);
+        second.finish(at(5000));
+        assert_eq!(tracker.load(), (0, Duration::from_millis(4000)));
+        enter(10_000).finish(at(10_001));
+        assert_eq!(tracker.load(), (0, Duration::from_millis(4001)));
+        // Both read the clock before the period that ended at 10.001 was counted.
+        enter(10_000).finish(at(10_002));
+        enter(9_000).finish(at(9_001));
+        assert_eq!(tracker.load(), (0, Duration::from_millis(4002)));
+        drop(tracker.try_begin(Op::Compact, range(0, 0), 0).unwrap());
+        assert_eq!(
+            tracker.load(),
+            (0, Duration::from_millis(4002)),
+            "the daemon's own work is nobody's request"
+        );
+    }
+
+    #[test]
+    fn many_threads_leave_nothing_in_flight_and_no_time_that_did_not_pass() {
+        let (tracker, start) = (Tracker::default(), Instant::now());
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let tracker = &tracker;
+                scope.spawn(move || {
+                    for at in 0..5_000 {
+                        drop(begin(tracker, Op::Write, ByteRange::at(thread * 5_000 + at, 1), 1).unwrap());
+                    }
+                });
+            }
+        });
+        let (in_flight, busy) = tracker.load();
+        assert_eq!(in_flight, 0);
+        assert!(busy > Duration::ZERO && busy <= start.elapsed(), "{busy:?}");
     }
 
     proptest::proptest! {
@@ -483,7 +620,7 @@ mod tests {
                 match what {
                     0..=1 => {
                         let op = if what == 0 { Op::Read } else { Op::Write };
-                        let mut ticket = tracker.begin(op, ByteRange::at(start, len), 1).unwrap();
+                        let mut ticket = begin(&tracker, op, ByteRange::at(start, len), 1).unwrap();
                         let _ = Pin::new(&mut ticket.turn()).poll(&mut Context::from_waker(waker));
                         live.push(ticket);
                     }

@@ -3,17 +3,14 @@
 //! Invariant: an operation that succeeded is counted once, in its latency histogram; the number of operations is the
 //! histogram's sum and cannot contradict it. Recording takes no lock unless the request failed.
 
-mod busy;
 mod histogram;
 
 pub use histogram::{Durations, SIZE_BOUNDS, Sizes};
 
-use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use busy::Busy;
 use histogram::{AtomicDurations, AtomicSizes};
 
 use crate::chain::WriteEffect;
@@ -56,7 +53,6 @@ impl Default for Outcome {
 /// Counts what a disk does, from any thread.
 #[derive(Debug, Default)]
 pub struct Stats {
-    busy: Busy,
     ops: [Counters; Op::ALL.len()],
     highest_written: AtomicU64,
     copied: AtomicU64,
@@ -79,12 +75,6 @@ struct Counters {
 }
 
 impl Stats {
-    /// A request is in flight from now on, until the guard is told that it left or is dropped.
-    pub fn enter(&self) -> InFlight<'_> {
-        self.busy.enter();
-        InFlight(&self.busy)
-    }
-
     /// Counts a request that has come to its end.
     pub fn record(&self, outcome: &Outcome) {
         let counters = &self.ops[outcome.op as usize];
@@ -112,14 +102,14 @@ impl Stats {
         add(&self.same, effect.same);
     }
 
-    /// The accounts now. Requests that end meanwhile may be in one number and not yet in another.
+    /// The accounts now, of requests that have ended. Those that end meanwhile may be in one number and not yet in
+    /// another.
     pub fn snapshot(&self) -> DiskStats {
-        let (in_flight, busy) = self.busy.snapshot();
         DiskStats {
             ops: Op::ALL.map(|op| self.ops[op as usize].snapshot(op)),
             errors: self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            in_flight,
-            busy,
+            in_flight: 0,
+            busy: Duration::ZERO,
             highest_written: self.highest_written.load(Ordering::Relaxed),
             copied: self.copied.load(Ordering::Relaxed),
             zeroes: self.zeroes.load(Ordering::Relaxed),
@@ -172,25 +162,6 @@ fn raise(highest: &AtomicU64, to: u64) {
     }
 }
 
-/// A request is in flight.
-#[derive(Debug)]
-#[must_use = "the request is in flight until this is dropped"]
-pub struct InFlight<'a>(&'a Busy);
-
-impl InFlight<'_> {
-    /// The request left at `now`, a moment that the caller has read from the clock already.
-    pub fn leave(self, now: Instant) {
-        self.0.leave(now);
-        mem::forget(self);
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.leave(Instant::now());
-    }
-}
-
 /// The accounts of a disk since it was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskStats {
@@ -200,7 +171,7 @@ pub struct DiskStats {
     pub errors: Vec<ErrorCount>,
     /// Requests in flight now.
     pub in_flight: u64,
-    /// Time in which at least one request was in flight, to 65 µs.
+    /// Time in which at least one request was in flight.
     pub busy: Duration,
     /// One past the highest byte that was ever written or zeroed.
     pub highest_written: u64,
@@ -313,18 +284,6 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_in_flight_until_their_guards_are_dropped() {
-        let stats = Stats::default();
-        let first = stats.enter();
-        let second = stats.enter();
-        assert_eq!(stats.snapshot().in_flight, 2);
-        drop(first);
-        assert_eq!(stats.snapshot().in_flight, 1);
-        drop(second);
-        assert_eq!(stats.snapshot().in_flight, 0);
-    }
-
-    #[test]
     fn many_threads_lose_no_count() {
         let stats = Stats::default();
         std::thread::scope(|scope| {
@@ -358,9 +317,6 @@ mod tests {
             println!("{what}: {:.1} ns", began.elapsed().as_secs_f64() * 1e9 / REQUESTS as f64);
         };
         time("recorded", Box::new(|number| stats.record(&write(number * 4096, number % 64))));
-        time("in flight, one at a time", Box::new(|_| drop(stats.enter())));
-        let _other = stats.enter();
-        time("in flight, with another one", Box::new(|_| drop(stats.enter())));
         assert_eq!(stats.snapshot().of(Op::Write).operations, REQUESTS);
     }
 }

@@ -77,18 +77,18 @@ impl Gate {
         })
     }
 
-    /// Takes tokens for one request (`None`), or a place in the line of those who wait for them.
+    /// Takes tokens for one request that comes at `since` (`None`), or a place in the line of those who wait for them.
     pub(super) fn enter(
         self: &Arc<Self>,
         member: Member,
         direction: Direction,
         bytes: u64,
+        since: Instant,
     ) -> Option<Waiting> {
         // Relaxed: a request that races with a change of limits may see the old or the new ones.
         if !self.limited.load(Ordering::Relaxed) {
             return None;
         }
-        let since = Instant::now();
         let now = self.nanoseconds(since);
         let mut state = self.lock();
         if state.lifted.contains(&member) {

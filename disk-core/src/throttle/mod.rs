@@ -21,7 +21,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use gate::{Gate, Member};
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use gate::{Gate, Member, Waiting};
 
 /// The throttle of one disk.
 #[derive(Debug)]
@@ -41,18 +44,24 @@ impl Throttle {
         Throttle { own: Gate::new(limits, false), group: group.map(Group::join), waited: Default::default() }
     }
 
-    /// Waits until a request of `bytes` bytes may go, and returns how long that took. Ready in the first poll when
-    /// nothing is limited or tokens are there. First come first served within a direction; reads and writes wait
-    /// separately. Dropping the future gives the place up.
+    /// Takes the tokens for a request of `bytes` bytes that comes at `now`. `None`: it may go, as nothing is limited or
+    /// tokens are there. Otherwise a future that is ready when it may, with how long that took. First come first served
+    /// within a direction; reads and writes wait separately. Dropping the future gives the place up.
     ///
     /// # Panics
     /// If it has to wait outside of a tokio runtime.
-    pub async fn admit(&self, direction: Direction, bytes: u64) -> Duration {
-        let mut waited = self.pass(&self.own, SELF, direction, bytes).await;
-        if let Some((gate, member)) = &self.group {
-            waited += self.pass(gate, *member, direction, bytes).await;
+    pub fn admit(&self, direction: Direction, bytes: u64, now: Instant) -> Option<BoxFuture<'_, Duration>> {
+        if let Some(waiting) = self.own.enter(SELF, direction, bytes, now) {
+            return Some(Box::pin(async move {
+                let own = self.wait(waiting).await;
+                match self.enter_group(direction, bytes, Instant::now()) {
+                    Some(waiting) => own + self.wait(waiting).await,
+                    None => own,
+                }
+            }));
         }
-        waited
+        let waiting = self.enter_group(direction, bytes, now)?;
+        Some(Box::pin(self.wait(waiting)))
     }
 
     /// Other limits, at once: requests that wait are held against the new ones.
@@ -84,8 +93,12 @@ impl Throttle {
         }
     }
 
-    async fn pass(&self, gate: &Arc<Gate>, member: Member, direction: Direction, bytes: u64) -> Duration {
-        let Some(waiting) = gate.enter(member, direction, bytes) else { return Duration::ZERO };
+    fn enter_group(&self, direction: Direction, bytes: u64, now: Instant) -> Option<Waiting> {
+        let (gate, member) = self.group.as_ref()?;
+        gate.enter(*member, direction, bytes, now)
+    }
+
+    async fn wait(&self, waiting: Waiting) -> Duration {
         let (dimension, waited) = waiting.await;
         if let Some(dimension) = dimension {
             self.waited[dimension as usize].fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);

@@ -25,6 +25,14 @@ fn burst(dimension: Dimension, avg: u64, max: u64, seconds: u64) -> Limits {
     Limits::new(rates, 0).unwrap()
 }
 
+/// Waits until a request may go, and returns how long that took.
+async fn admit(throttle: &Throttle, direction: Direction, bytes: u64) -> Duration {
+    match throttle.admit(direction, bytes, Instant::now()) {
+        Some(waiting) => waiting.await,
+        None => Duration::ZERO,
+    }
+}
+
 /// A client that always has `depth` requests waiting. Requests take no time of their own.
 struct Client {
     admitted: Arc<AtomicU64>,
@@ -39,7 +47,7 @@ impl Client {
             let (throttle, admitted) = (throttle.clone(), admitted.clone());
             requests.spawn(async move {
                 loop {
-                    throttle.admit(direction, bytes).await;
+                    admit(&throttle, direction, bytes).await;
                     admitted.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -105,7 +113,7 @@ async fn a_total_limit_is_shared_by_reads_and_writes_and_a_part_leaves_the_other
     sleep(Duration::from_secs(1)).await;
     assert_eq!(throttle.status().waiting, 8);
     for _ in 0..10_000 {
-        assert_eq!(throttle.admit(Direction::Read, 4096).now_or_never(), Some(Duration::ZERO));
+        assert_eq!(admit(&throttle, Direction::Read, 4096).now_or_never(), Some(Duration::ZERO));
     }
 }
 
@@ -174,7 +182,7 @@ async fn other_limits_hold_at_once_and_for_those_who_wait() {
     let mut waiting = JoinSet::new();
     for _ in 0..500 {
         let throttle = throttle.clone();
-        waiting.spawn(async move { throttle.admit(Direction::Write, 4096).await });
+        waiting.spawn(async move { admit(&throttle, Direction::Write, 4096).await });
     }
     sleep(Duration::from_millis(100)).await;
     assert_eq!(throttle.status().waiting, 499, "the first one went");
@@ -193,8 +201,9 @@ async fn other_limits_hold_at_once_and_for_those_who_wait() {
     assert_close(changed.elapsed().as_secs_f64(), 0.4, 2.0, "the time for all of them");
 
     throttle.set_limits(limit(Dimension::IopsTotal, 1));
-    let mut waiting =
-        pin!(async { tokio::join!(throttle.admit(Direction::Read, 1), throttle.admit(Direction::Read, 1)) });
+    let mut waiting = pin!(async {
+        tokio::join!(admit(&throttle, Direction::Read, 1), admit(&throttle, Direction::Read, 1))
+    });
     assert!(poll!(waiting.as_mut()).is_pending());
     throttle.set_limits(UNLIMITED);
     assert!(poll!(waiting.as_mut()).is_ready(), "without limits nobody waits");
@@ -204,8 +213,8 @@ async fn other_limits_hold_at_once_and_for_those_who_wait() {
 async fn a_group_changes_its_limits_for_all_members() {
     let group = Group::new(limit(Dimension::BpsTotal, 1));
     let members = [(); 3].map(|()| Throttle::new(UNLIMITED, Some(&group)));
-    assert_eq!(members[0].admit(Direction::Write, 1 << 20).now_or_never(), Some(Duration::ZERO));
-    let mut waiting = members.each_ref().map(|member| Box::pin(member.admit(Direction::Read, 4096)));
+    assert_eq!(admit(&members[0], Direction::Write, 1 << 20).now_or_never(), Some(Duration::ZERO));
+    let mut waiting = members.each_ref().map(|member| Box::pin(admit(member, Direction::Read, 4096)));
     for one in &mut waiting {
         assert!(poll!(one).is_pending());
     }
@@ -224,11 +233,11 @@ async fn lifting_lets_one_disk_through_and_throttles_it_again_afterwards() {
     let group = Group::new(limit(Dimension::IopsTotal, 10));
     let drained = Throttle::new(limit(Dimension::IopsTotal, 1), Some(&group));
     let other = Throttle::new(UNLIMITED, Some(&group));
-    while other.admit(Direction::Read, 512).now_or_never().is_some() {}
+    while admit(&other, Direction::Read, 512).now_or_never().is_some() {}
     // One has passed its own limits and waits for the group's, the other waits for its own.
-    let mut for_group = pin!(drained.admit(Direction::Read, 512));
-    let mut for_own = pin!(drained.admit(Direction::Read, 512));
-    let mut of_other = pin!(other.admit(Direction::Read, 512));
+    let mut for_group = pin!(admit(&drained, Direction::Read, 512));
+    let mut for_own = pin!(admit(&drained, Direction::Read, 512));
+    let mut of_other = pin!(admit(&other, Direction::Read, 512));
     assert!(poll!(for_group.as_mut()).is_pending());
     assert!(poll!(for_own.as_mut()).is_pending());
     assert!(poll!(of_other.as_mut()).is_pending());
@@ -241,10 +250,10 @@ async fn lifting_lets_one_disk_through_and_throttles_it_again_afterwards() {
     assert!(poll!(of_other.as_mut()).is_pending(), "the rest of the group is not concerned");
     drop(first);
     for _ in 0..100 {
-        assert_eq!(drained.admit(Direction::Write, 1 << 20).now_or_never(), Some(Duration::ZERO));
+        assert_eq!(admit(&drained, Direction::Write, 1 << 20).now_or_never(), Some(Duration::ZERO));
     }
     drop(second);
-    assert_eq!(drained.admit(Direction::Write, 512).now_or_never(), None, "throttled again, by the group");
+    assert_eq!(admit(&drained, Direction::Write, 512).now_or_never(), None, "throttled again, by the group");
 }
 
 #[tokio::test(start_paused = true)]
@@ -253,8 +262,8 @@ async fn waiting_is_counted_by_the_dimension_that_makes_a_request_wait() {
     rates[Dimension::IopsTotal].avg = 1000;
     rates[Dimension::BpsRead].avg = 1 << 20;
     let throttle = Throttle::new(Limits::new(rates, 0).unwrap(), None);
-    throttle.admit(Direction::Read, 2 << 20).await;
-    let waited = throttle.admit(Direction::Read, 512).await;
+    admit(&throttle, Direction::Read, 2 << 20).await;
+    let waited = admit(&throttle, Direction::Read, 512).await;
     assert_close(waited.as_secs_f64(), 1.9, 1.0, "the time to pay for two seconds' worth");
     let status = throttle.status();
     assert_eq!(status.waited[Dimension::BpsRead as usize], waited);
@@ -265,9 +274,9 @@ async fn waiting_is_counted_by_the_dimension_that_makes_a_request_wait() {
 #[tokio::test(start_paused = true)]
 async fn the_clock_of_those_who_wait_is_not_moved_by_those_who_give_up() {
     let throttle = Arc::new(Throttle::new(limit(Dimension::IopsTotal, 10), None));
-    while throttle.admit(Direction::Read, 512).now_or_never().is_some() {}
-    let mut last = Box::pin(throttle.admit(Direction::Write, 512));
-    let mut early: Vec<_> = (0..100).map(|_| Box::pin(throttle.admit(Direction::Read, 512))).collect();
+    while admit(&throttle, Direction::Read, 512).now_or_never().is_some() {}
+    let mut last = Box::pin(admit(&throttle, Direction::Write, 512));
+    let mut early: Vec<_> = (0..100).map(|_| Box::pin(admit(&throttle, Direction::Read, 512))).collect();
     for one in &mut early {
         assert!(poll!(one).is_pending());
     }
@@ -283,15 +292,15 @@ async fn the_clock_of_those_who_wait_is_not_moved_by_those_who_give_up() {
 async fn a_dispatcher_ends_when_nobody_waits_any_more() {
     let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let throttle = Throttle::new(limit(Dimension::IopsTotal, 1), None);
-    throttle.admit(Direction::Read, 512).await;
-    let mut gives_up = Box::pin(throttle.admit(Direction::Read, 512));
+    admit(&throttle, Direction::Read, 512).await;
+    let mut gives_up = Box::pin(admit(&throttle, Direction::Read, 512));
     assert!(poll!(&mut gives_up).is_pending());
     assert_eq!(alive(), 1, "the dispatcher");
     settle().await;
     drop(gives_up);
     settle().await;
     assert_eq!(alive(), 0);
-    throttle.admit(Direction::Read, 512).await;
+    admit(&throttle, Direction::Read, 512).await;
     assert_eq!(alive(), 0);
 }
 
@@ -300,13 +309,13 @@ fn a_throttle_outlives_the_runtime_that_it_was_first_used_in() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let throttle = Throttle::new(limit(Dimension::IopsTotal, 100), None);
     runtime().block_on(async {
-        while throttle.admit(Direction::Read, 512).now_or_never().is_some() {}
-        assert!(poll!(pin!(throttle.admit(Direction::Read, 512))).is_pending());
+        while admit(&throttle, Direction::Read, 512).now_or_never().is_some() {}
+        assert!(poll!(pin!(admit(&throttle, Direction::Read, 512))).is_pending());
     });
     let began = RealInstant::now();
     runtime().block_on(async {
         for _ in 0..3 {
-            throttle.admit(Direction::Read, 512).await;
+            admit(&throttle, Direction::Read, 512).await;
         }
     });
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
@@ -322,10 +331,10 @@ async fn on_many_threads_nobody_is_forgotten_while_others_give_up_and_limits_cha
         let direction = if number % 7 < 4 { Direction::Read } else { Direction::Write };
         if number % 5 == 0 {
             tokio::spawn(tokio::time::timeout(Duration::from_micros(number), async move {
-                throttle.admit(direction, 4096).await
+                admit(&throttle, direction, 4096).await
             }));
         } else {
-            patient.spawn(async move { throttle.admit(direction, 4096).await });
+            patient.spawn(async move { admit(&throttle, direction, 4096).await });
         }
         if number % 500 == 0 {
             group.set_limits(limit(Dimension::IopsTotal, 10_000 + number * 10));
@@ -413,7 +422,7 @@ proptest! {
                     Step::Ask { member, direction, bytes } => {
                         let (throttle, done, id) = (throttles[member].clone(), done.clone(), requests.len());
                         requests.push(tokio::spawn(async move {
-                            throttle.admit(direction, bytes).await;
+                            admit(&throttle, direction, bytes).await;
                             done.lock().unwrap_or_else(PoisonError::into_inner).push((member, direction, id));
                         }));
                     }
@@ -490,7 +499,7 @@ async fn what_a_request_pays_that_waits_for_nothing() {
         const REQUESTS: u32 = 2_000_000;
         let began = RealInstant::now();
         for _ in 0..REQUESTS {
-            let waited = throttle.admit(Direction::Read, 4096).now_or_never();
+            let waited = admit(&throttle, Direction::Read, 4096).now_or_never();
             assert_eq!(waited, Some(Duration::ZERO));
         }
         println!("{what}: {:.1} ns", began.elapsed().as_secs_f64() * 1e9 / f64::from(REQUESTS));

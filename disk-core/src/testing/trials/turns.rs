@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 use crate::error::ErrorKind;
 use crate::range::ByteRange;
@@ -336,7 +337,7 @@ impl<'a> Run<'a> {
             };
             return Ok(());
         }
-        self.requests[number] = match self.tracker.begin(op, range, 1) {
+        self.requests[number] = match self.tracker.begin(op, range, 1, Instant::now(), false) {
             Ok(ticket) if !closed => {
                 self.list(number, ticket.id(), false);
                 State::Listed(ticket)
