@@ -403,12 +403,15 @@ impl HostFile {
 
     /// Writes all of `from` as it is, durably if the file is written through.
     pub(super) fn write_all(&self, at: u64, from: &[u8]) -> Result<()> {
-        let flags = if self.write_through() { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+        let write = |rest: &[u8], here| match self.write_through() {
+            true => rustix::io::pwritev2(self.fd(), &[IoSlice::new(rest)], here, ReadWriteFlags::DSYNC),
+            false => rustix::io::pwrite(self.fd(), rest, here),
+        };
         let mut put = 0;
         while put < from.len() {
             let here = at + put as u64;
             let rest = &from[put..];
-            match retry(|| rustix::io::pwritev2(self.fd(), &[IoSlice::new(rest)], here, flags)) {
+            match retry(|| write(rest, here)) {
                 Ok(n) => put += n,
                 Err(errno) => return Err(self.write_failed(errno, here, rest.len() as u64)),
             }
