@@ -13,7 +13,7 @@
 
 use std::future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use nbd_wire::{Admitted, Command, HeaderStyle, Refused, Request, Session, Violation};
 use tokio::io::Interest;
 use tokio::task::coop::consume_budget;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::ReusableBoxFuture;
 
 use crate::memory::{Allowance, Lease};
@@ -35,11 +35,13 @@ use crate::request::{self, Context, Done};
 use crate::socket::Socket;
 use crate::stop::Stop;
 
-/// Bytes that one receive takes at most: some two thousand requests without payload.
-const RECEIVE: usize = 64 << 10;
+/// Bytes that one receive takes at most: what a Unix socket holds, so that a client's writes come as the batch that it
+/// sent, and are answered as one.
+const RECEIVE: usize = 256 << 10;
 
-/// Bytes of replies that wait to be sent before no more requests are taken.
-const QUEUED_MOST: u64 = 4 << 20;
+/// Bytes of replies that wait to be sent before no more requests are taken: about what a socket takes at once. More would
+/// only go out of the processor's caches again before it is sent.
+const QUEUED_MOST: u64 = 1 << 20;
 
 /// How often a busy connection looks around: is its client still there, does it move, does the daemon stop?
 const LOOK: Duration = Duration::from_millis(100);
@@ -121,6 +123,19 @@ pub struct Connection {
     /// When to look around next.
     look_at: Instant,
     presence: Presence,
+    /// Something came since the alarm last rang.
+    active: bool,
+    /// It has been silent for a while: no alarm, no memory.
+    resting: bool,
+}
+
+/// What a connection listens to besides its client, made once: to make and to drop each of them for every wait would
+/// cost more than a request.
+struct Watch<'a> {
+    stopping: Pin<&'a mut (dyn Future<Output = ()> + Send)>,
+    cutting: Pin<&'a mut (dyn Future<Output = ()> + Send)>,
+    /// Rings every [`LOOK`] unless the connection rests.
+    alarm: Pin<&'a mut Sleep>,
 }
 
 impl Connection {
@@ -134,6 +149,7 @@ impl Connection {
         allowance: Allowance,
         most_in_flight: usize,
     ) -> Self {
+        socket.widen();
         Connection {
             socket,
             context: Arc::new(Context { device, client, session }),
@@ -148,6 +164,8 @@ impl Connection {
             sending: None,
             look_at: Instant::now(),
             presence: Presence { seen_at: Instant::now(), gone: false, goodbye: false },
+            active: false,
+            resting: false,
         }
     }
 
@@ -177,6 +195,8 @@ impl Connection {
     }
 
     async fn run(&mut self, stop: &Stop) -> End {
+        let (stopping, cutting) = (pin!(stop.stopping()), pin!(stop.cutting()));
+        let mut watch = Watch { stopping, cutting, alarm: pin!(tokio::time::sleep(LOOK)) };
         loop {
             if let Err(end) = self.take_requests().await {
                 return end;
@@ -194,7 +214,7 @@ impl Connection {
                 // Once in a while other tasks of the thread get their turn.
                 Ok(true) => consume_budget().await,
                 Ok(false) => {
-                    if let Some(end) = self.wait(stop).await {
+                    if let Some(end) = self.wait(&mut watch).await {
                         return end;
                     }
                 }
@@ -369,7 +389,10 @@ impl Connection {
         };
         match received {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                self.active = true;
+                Ok(true)
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
         }
@@ -391,7 +414,7 @@ impl Connection {
     }
 
     /// Waits until something can go on.
-    async fn wait(&mut self, stop: &Stop) -> Option<End> {
+    async fn wait(&mut self, watch: &mut Watch<'_>) -> Option<End> {
         let receives = self.receives();
         let sends = !self.outbox.is_empty();
         let interest = match (receives, sends) {
@@ -401,9 +424,9 @@ impl Connection {
             (false, false) => None,
         };
         let idle = self.in_flight.is_empty() && !sends && matches!(self.incoming, Incoming::Header);
-        if idle {
-            self.input.release();
-            self.spare = None;
+        if self.resting && (self.active || !idle) {
+            self.resting = false;
+            watch.alarm.as_mut().reset(Instant::now() + LOOK);
         }
         let stops = self.mood != Mood::Leaving && !matches!(self.mood, Mood::Stopping(_));
         let memory = async {
@@ -451,9 +474,19 @@ impl Connection {
                     return Some(End::Gone(error));
                 }
             }
-            () = stop.stopping(), if stops => self.mood = Mood::Stopping(None),
-            () = stop.cutting() => return Some(End::Stopped),
-            () = tokio::time::sleep_until(self.look_at), if !idle => {}
+            () = &mut watch.stopping, if stops => self.mood = Mood::Stopping(None),
+            () = &mut watch.cutting => return Some(End::Stopped),
+            () = &mut watch.alarm, if !self.resting => {
+                if idle && !self.active {
+                    self.input.release();
+                    self.spare = None;
+                    self.resting = true;
+                } else {
+                    self.active = false;
+                    self.look_at = Instant::now();
+                    watch.alarm.as_mut().reset(self.look_at + LOOK);
+                }
+            }
         }
         None
     }
