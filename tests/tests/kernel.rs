@@ -235,6 +235,54 @@ fn the_kernels_driver_does_not_notice_that_the_daemon_is_killed_or_stopped_and_c
     chain.check();
 }
 
+/// The host of the image has less room than the disk: files are made durable one by one until nothing goes any more;
+/// then there is room again.
+const FULL_HOST_STORY: &str = r#"
+connect
+/tools/mke2fs -q -t ext4 /dev/nbd0
+mount -o errors=continue /dev/nbd0 /mnt
+# All but 12 MiB of the host's file system.
+dd if=/dev/zero of=/disk/filler bs=64k 2>/dev/null || true
+dd if=/dev/null of=/disk/filler bs=1M seek=$(($(stat -c %s /disk/filler) / 1048576 - 12)) 2>/dev/null
+durable=0
+for i in $(seq 40); do
+    dd if=/dev/urandom of=/tmp/new bs=1M count=1 2>/dev/null
+    dd if=/tmp/new of=/mnt/$i bs=1M conv=fsync 2>/dev/null || break
+    (cd /tmp && md5sum new | sed s/new/$i/) >>/tmp/sums
+    durable=$i
+done
+report durable $durable
+report refused $(grep -c 'No space left' /run/server.log || true)
+umount /mnt || true
+disconnect
+rm /disk/filler
+
+connect
+# What the kernel could not write is ext4's to repair; what was durable is there.
+/tools/e2fsck -fy /dev/nbd0 || [ $? -le 2 ]
+mount /dev/nbd0 /mnt
+(cd /mnt && md5sum -c /tmp/sums >/dev/null)
+# With room again, everything goes.
+dd if=/dev/urandom of=/tmp/new bs=1M count=8 2>/dev/null
+dd if=/tmp/new of=/mnt/more bs=1M conv=fsync 2>/dev/null
+cmp /tmp/new /mnt/more
+umount /mnt
+/tools/e2fsck -fn /dev/nbd0
+disconnect
+stop_server
+"#;
+
+#[test]
+fn files_that_were_durable_survive_a_host_that_is_full_under_the_kernels_driver() {
+    let chain = Chain::new(Base::Vdi, 64 * MIB);
+    let outcome = with_the_kernels_driver(&chain, FULL_HOST_STORY);
+    let console = &outcome.console;
+    let durable = outcome.number("durable");
+    assert!((1..40).contains(&durable), "some files were made durable, then the host was full: {console}");
+    assert!(outcome.number("refused") > 0, "the daemon met the full file system: {console}");
+    chain.check();
+}
+
 /// What the booted guest does with the FAT file system that it was booted from.
 const BOOTED_STORY: &str = r#"
 mount -t vfat /dev/vda /mnt
