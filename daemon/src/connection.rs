@@ -39,6 +39,13 @@ use crate::stop::Stop;
 /// sent, and are answered as one.
 const RECEIVE: usize = 256 << 10;
 
+/// A payload of so many bytes is worth a receive of its own, straight to where it belongs. While such payloads come, a
+/// receive takes no more than [`AHEAD`] bytes of what may be the next one.
+const LARGE: usize = 32 << 10;
+
+/// See [`LARGE`]: a hundred headers.
+const AHEAD: usize = 4 << 10;
+
 /// Bytes of replies that wait to be sent before no more requests are taken: about what a socket takes at once. More would
 /// only go out of the processor's caches again before it is sent.
 const QUEUED_MOST: u64 = 1 << 20;
@@ -112,6 +119,8 @@ pub struct Connection {
     allowance: Allowance,
     most_in_flight: usize,
     input: Input,
+    /// Bytes that the next receive into `input` takes at most.
+    receive_most: usize,
     incoming: Incoming,
     outbox: Outbox,
     in_flight: FuturesUnordered<InFlight>,
@@ -156,6 +165,7 @@ impl Connection {
             allowance,
             most_in_flight,
             input: Input::new(leftover),
+            receive_most: RECEIVE,
             incoming: Incoming::Header,
             outbox: Outbox::default(),
             in_flight: FuturesUnordered::new(),
@@ -316,6 +326,7 @@ impl Connection {
 
     /// A request that has its memory: on to its payload, or to work.
     async fn go_on(&mut self, request: Admitted, lease: Lease) {
+        self.receive_most = if request.payload_len() < LARGE as u64 { RECEIVE } else { AHEAD };
         match request.payload_len() {
             0 => self.start(request, None, lease).await,
             len => {
@@ -385,7 +396,7 @@ impl Connection {
                     pace.moved(*len);
                 })
             }
-            _ => self.input.fill(|room| self.socket.try_read(room)),
+            _ => self.input.fill(self.receive_most, |room| self.socket.try_read(room)),
         };
         match received {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -631,13 +642,15 @@ impl Input {
         len
     }
 
-    fn fill(&mut self, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
+    /// Receives up to `most` bytes more, as many as there is room for.
+    fn fill(&mut self, most: usize, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
         let buffer = self.buffer.get_or_insert_with(|| Pool::global().take(RECEIVE));
         if self.end == buffer.len() {
             buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let len = read(&mut buffer[self.end..])?;
+        let room = self.end..buffer.len().min(self.end + most);
+        let len = read(&mut buffer[room])?;
         self.end += len;
         Ok(len)
     }
