@@ -153,7 +153,11 @@ async fn after_one_failed_flush_every_flush_fails_until_the_file_is_opened_anew(
     fs::remove_file(&filler).expect("room again");
     write(&storage, 3 << 20, b"this one would fit").await;
     let second = storage.flush().await.expect_err("the first loss is not forgotten");
-    assert_eq!((first.kind(), second.kind()), (ErrorKind::Io, ErrorKind::Io), "{first}; {second}");
+    assert_eq!(
+        (first.kind(), second.kind()),
+        (ErrorKind::FlushFailed, ErrorKind::FlushFailed),
+        "{first}; {second}"
+    );
 
     drop(storage);
     let storage = open(&device.path, &OpenOptions::read_write()).await.expect("open anew");

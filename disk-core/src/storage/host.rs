@@ -412,6 +412,8 @@ impl HostFile {
             let here = at + put as u64;
             let rest = &from[put..];
             match retry(|| write(rest, here)) {
+                // A kernel does not say this; a file system in user space may, and would be asked for ever.
+                Ok(0) => return Err(self.write_failed(Errno::IO, here, rest.len() as u64)),
                 Ok(n) => put += n,
                 Err(errno) => return Err(self.write_failed(errno, here, rest.len() as u64)),
             }
