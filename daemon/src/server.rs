@@ -33,6 +33,9 @@ const CUT_GRACE: Duration = Duration::from_secs(1);
 pub struct Server {
     manager: Arc<Manager>,
     stop: Stop,
+    /// Those that take connections. Their sockets' files go with them.
+    listeners: TaskTracker,
+    /// Connections.
     tasks: TaskTracker,
 }
 
@@ -44,7 +47,12 @@ impl Server {
                 tokio::spawn(device.keep_compact());
             }
         }
-        Arc::new(Server { manager, stop: Stop::default(), tasks: TaskTracker::new() })
+        Arc::new(Server {
+            manager,
+            stop: Stop::default(),
+            listeners: TaskTracker::new(),
+            tasks: TaskTracker::new(),
+        })
     }
 
     /// What it serves.
@@ -55,7 +63,7 @@ impl Server {
     /// Takes connections from a listener until the server stops.
     pub fn listen(self: &Arc<Self>, listener: Listener) {
         let server = Arc::clone(self);
-        tokio::spawn(async move {
+        self.listeners.spawn(async move {
             let most = server.manager.server().max_connections.get() as usize;
             loop {
                 tokio::select! {
@@ -130,7 +138,9 @@ impl Server {
     pub async fn stop(&self) -> bool {
         let until = Instant::now() + self.manager.server().drain_timeout;
         self.stop.stop();
+        self.listeners.close();
         self.tasks.close();
+        let _ = tokio::time::timeout_at(until, self.listeners.wait()).await;
         if tokio::time::timeout_at(until, self.tasks.wait()).await.is_err() {
             tracing::warn!(left = self.tasks.len(), "clients are cut off: the drain time-out is over");
             self.stop.cut();
