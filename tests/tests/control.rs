@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 
-/// A daemon with a chain of two VDI, `vm1`, in a throttle group, and a raw disk, `vm2`.
+/// A daemon with a chain of two VDI, `vm1`, in a throttle group, and a raw disk, `vol1`.
 struct Served {
     server: Server,
     dir: TempDir,
@@ -40,7 +40,7 @@ impl Served {
              {{ file = \"golden.vdi\", create = {{ size = \"20GiB\", format = \"vdi\" }} }},\n  \
              {{ file = \"vm1.vdi\", create = {{ format = \"vdi\" }} }},\n]\n\
              [disk.vm1.throttle]\ngroup = \"tenant-a\"\n\
-             [disk.vm2]\nfile = \"vm2.raw\"\ncreate = {{ size = \"64MiB\", format = \"raw\" }}\n{more}"
+             [disk.vol1]\nfile = \"vol1.raw\"\ncreate = {{ size = \"64MiB\", format = \"raw\" }}\n{more}"
         );
         let server = Server::diskchain_config(dir.path(), &config);
         Served { dir, server }
@@ -103,7 +103,7 @@ fn every_path_answers_with_the_keys_that_are_promised() {
     assert!(status["started"].as_str().is_some_and(|text| text.ends_with('Z')), "{status}");
 
     let disks = served.get("/v1/disks");
-    assert_eq!([&disks[0]["name"], &disks[1]["name"]], ["vm1", "vm2"]);
+    assert_eq!([&disks[0]["name"], &disks[1]["name"]], ["vm1", "vol1"]);
     assert_eq!((&disks[0]["layers"], &disks[0]["connections"]), (&json!(2), &json!(1)));
 
     let disk = served.get("/v1/disks/vm1");
@@ -209,14 +209,14 @@ fn send_writes(client: &mut Client, count: u64) {
 #[test]
 fn a_throttled_client_is_listed_and_goes_on_at_once_when_its_limit_is_lifted() {
     let served = Served::new();
-    let limits = served.put("/v1/disks/vm2/throttle", &json!({ "bps_write": 100_000 }))["limits"].clone();
+    let limits = served.put("/v1/disks/vol1/throttle", &json!({ "bps_write": 100_000 }))["limits"].clone();
     assert_eq!((&limits["bps_write"], &limits["bps_read"]), (&json!(100_000), &json!(0)));
-    let mut client = served.server.connect("vm2");
+    let mut client = served.server.connect("vol1");
     // 8 MiB at 100 kB/s take 84 seconds.
     send_writes(&mut client, 8);
     let began = Instant::now();
     let waiting = loop {
-        let requests = served.get("/v1/disks/vm2/requests");
+        let requests = served.get("/v1/disks/vol1/requests");
         let waiting: Vec<Value> = requests.as_array().expect("a list").clone();
         if waiting.len() == 7 {
             break waiting;
@@ -231,17 +231,17 @@ fn a_throttled_client_is_listed_and_goes_on_at_once_when_its_limit_is_lifted() {
         assert_eq!((&request["client"], &request["waiting_for"]), (id, &Value::Null));
         assert!(request["age"].as_f64().is_some_and(|age| age > 0.0 && age < 60.0), "{request}");
     }
-    let disk = served.get("/v1/disks/vm2");
+    let disk = served.get("/v1/disks/vol1");
     assert_eq!((&disk["throttle"]["waiting"], &disk["clients"][0]["in_flight"]), (&json!(7), &json!(7)));
-    let shown = served.command(&["show", "vm2"]).run().text();
+    let shown = served.command(&["show", "vol1"]).run().text();
     assert!(shown.contains("requests in flight") && shown.contains("throttle"), "{shown}");
 
-    served.put("/v1/disks/vm2/throttle", &json!({}));
+    served.put("/v1/disks/vol1/throttle", &json!({}));
     for _ in 0..8 {
         client.receive().expect("a reply").1.expect("the write succeeds");
     }
     assert!(began.elapsed() < Duration::from_secs(30), "it went on after {:?} only", began.elapsed());
-    let throttle = served.get("/v1/disks/vm2/throttle");
+    let throttle = served.get("/v1/disks/vol1/throttle");
     assert_eq!(throttle["waiting"], 0);
     assert!(throttle["waited"]["bps_write"].as_f64().is_some_and(|waited| waited > 0.1), "{throttle}");
     served.server.stop();
@@ -319,7 +319,7 @@ fn counters_equal_what_a_client_did() {
 
 #[test]
 fn a_handshake_that_fails_and_a_client_too_many_are_counted_by_reason() {
-    let served = Served::with("[export.once]\ndisk = \"vm2\"\nmax_connections = 1\n");
+    let served = Served::with("[export.once]\ndisk = \"vol1\"\nmax_connections = 1\n");
     use std::io::{Read, Write};
     let mut stranger = std::os::unix::net::UnixStream::connect(served.server.socket()).expect("connect");
     stranger.read_exact(&mut [0; 18]).expect("a greeting");
@@ -382,7 +382,7 @@ fn idle_and_slow_control_clients_keep_nobody_from_being_served() {
         })
         .collect();
     assert_eq!(served.get("/v1/status")["ready"], true);
-    let mut client = served.server.connect("vm2");
+    let mut client = served.server.connect("vol1");
     client.write(0, &[1; 4096]).expect("write");
     drop(slow);
     served.server.stop();
@@ -452,7 +452,7 @@ fn what_is_not_there_has_its_exit_code_and_a_way_out() {
 #[test]
 fn a_health_check_knows_a_daemon_that_serves_from_one_that_hangs_or_is_gone() {
     use rustix::process::Signal;
-    let served = Served::with("[export.once]\ndisk = \"vm2\"\nmax_connections = 1\n");
+    let served = Served::with("[export.once]\ndisk = \"vol1\"\nmax_connections = 1\n");
     let check = || served.command(&["healthcheck"]).seconds(15);
     check().run();
     let full = served.server.connect("once");
