@@ -360,9 +360,20 @@ impl Device {
         let condition = match error {
             Some(ErrorKind::Corrupt) => Condition::Corrupt,
             Some(ErrorKind::FlushFailed) => Condition::FlushFailed,
+            Some(ErrorKind::Fault) => return self.freeze(),
             _ => return,
         };
         self.condition.worsen(condition);
+    }
+
+    /// Nobody may trust the disk any more. The others are not concerned.
+    fn freeze(&self) {
+        if self.condition.worsen(Condition::Frozen) {
+            tracing::error!(
+                diskchain.disk = %self.name,
+                "frozen: a request ended in a fault of this program; start it anew and check the image"
+            );
+        }
     }
 
     /// Flushes the chain, and remembers if that failed.
@@ -535,16 +546,14 @@ async fn wait_for_turn(ticket: &mut Ticket<'_>, client: &Client) -> Result<Durat
     Ok(since.elapsed())
 }
 
-/// While work on the chain goes on: a panic in it leaves a disk that nobody may trust, and the others are not concerned.
+/// While work on the chain goes on, for a panic in it. Work that images do in tasks of their own ends with
+/// [`ErrorKind::Fault`] instead.
 struct FreezeOnPanic<'a>(&'a Device);
 
 impl Drop for FreezeOnPanic<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() && self.0.condition.worsen(Condition::Frozen) {
-            tracing::error!(
-                diskchain.disk = %self.0.name,
-                "frozen: a request ended in a fault of this program; start it anew and check the image"
-            );
+        if std::thread::panicking() {
+            self.0.freeze();
         }
     }
 }

@@ -40,6 +40,8 @@ pub enum ErrorKind {
     /// The device below lost writes that it had taken: some of those since the last good flush may be missing, and every
     /// later flush of the image fails too.
     FlushFailed,
+    /// A fault of this program cut work on the image short: nobody knows how far it came.
+    Fault,
     /// The client that asked is gone and the request had not started.
     Cancelled,
     /// The disk is closing and takes no more requests.

@@ -53,3 +53,23 @@ async fn a_failed_flush_and_a_panic_are_told_and_the_worse_stays() {
     disk.device.flush(&disk.client).await.expect_err("frozen");
     assert_eq!(disk.device.condition(), Condition::Frozen);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_work_that_the_image_does_for_several_requests_freezes_the_disk_too() {
+    // The writes of a new block: the counter of the growth, the block's own, its map entry; the flush before that.
+    for (op, nth) in [(Op::Write, 1), (Op::Write, 3), (Op::Flush, 1)] {
+        let disk = Disk::new().await;
+        disk.write(0, 4096, 2).await;
+        disk.faults.inject(Fault::panic(op).nth(nth));
+        let struck = disk.start_write(2 * BLOCK, BLOCK, 3).await.expect("the panic is another task's");
+        assert_eq!(
+            (disk.faults.hits(), struck.expect_err("cut short").kind()),
+            (1, ErrorKind::Fault),
+            "{op:?}"
+        );
+        assert_eq!(disk.device.condition(), Condition::Frozen, "{op:?}");
+        let late = disk.start_write(0, 512, 5).await.expect("no panic");
+        assert_eq!(late.expect_err("frozen").kind(), ErrorKind::Io);
+        disk.device.close().await.expect_err("not in order");
+    }
+}

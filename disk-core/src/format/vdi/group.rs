@@ -40,7 +40,7 @@ impl<T: Send + 'static> Group<T> {
         }
         drop(state);
         async move {
-            outcome.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "the image's writer stopped")))
+            outcome.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Fault, "the image's writer stopped")))
         }
     }
 }

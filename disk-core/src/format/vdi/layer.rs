@@ -143,7 +143,7 @@ impl Inner {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let stopped =
-            |_| Err(Error::new(ErrorKind::Io, format!("{}: its writer stopped", self.storage.name())));
+            |_| Err(Error::new(ErrorKind::Fault, format!("{}: its writer stopped", self.storage.name())));
         tokio::spawn(work(Arc::clone(self))).await.unwrap_or_else(stopped)
     }
 

@@ -44,7 +44,7 @@ pub struct Space {
 }
 
 /// What a flush that has been started will make durable.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Flushing {
     unreferenced: SlotSet,
     punched: SlotSet,

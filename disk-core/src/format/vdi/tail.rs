@@ -6,6 +6,8 @@
 //! ```
 //! Invariant: on disk, whatever a power cut leaves, counter and length cover every slot that the map names.
 
+use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -14,6 +16,7 @@ use uuid::Uuid;
 
 use super::layer::Inner;
 use super::layout;
+use super::space::Flushing;
 use crate::buf::Buf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::planted::{Bug, planted};
@@ -37,6 +40,40 @@ enum Changed {
     No,
 }
 
+/// A flush that slots wait for. If a fault cuts it short, nothing is durable by it, and nobody goes on waiting.
+struct FlushUnderWay<'a> {
+    inner: &'a Inner,
+    flushing: Flushing,
+    durable: bool,
+}
+
+impl Drop for FlushUnderWay<'_> {
+    fn drop(&mut self) {
+        self.inner.space().after_flush(mem::take(&mut self.flushing), self.durable);
+    }
+}
+
+/// Slots that are being punched, until it is known what they read as.
+struct PunchUnderWay<'a> {
+    inner: &'a Inner,
+    slots: Option<Range<u32>>,
+    zeroes: bool,
+}
+
+impl PunchUnderWay<'_> {
+    fn end(&mut self) {
+        if let Some(slots) = self.slots.take() {
+            self.inner.space().punched(slots, self.zeroes);
+        }
+    }
+}
+
+impl Drop for PunchUnderWay<'_> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 impl Inner {
     /// Makes everything that completed before durable; those who ask at one time share one flush. Slots that were
     /// left or punched before it come one step further.
@@ -46,9 +83,10 @@ impl Inner {
     }
 
     async fn flush_storage(&self) -> Result<()> {
-        let flushing = self.space().before_flush();
+        let mut under_way =
+            FlushUnderWay { inner: self, flushing: self.space().before_flush(), durable: false };
         let outcome = self.storage.flush().await;
-        self.space().after_flush(flushing, outcome.is_ok());
+        under_way.durable = outcome.is_ok();
         outcome
     }
 
@@ -57,9 +95,9 @@ impl Inner {
         let _punching = self.punching.lock().await;
         for _ in 0..PUNCHES_PER_FLUSH {
             let Some(slots) = self.space().take_detached() else { return };
-            let early = planted(Bug::PunchAfterReuse);
-            if early {
-                self.space().punched(slots.clone(), false);
+            let mut under_way = PunchUnderWay { inner: self, slots: Some(slots.clone()), zeroes: false };
+            if planted(Bug::PunchAfterReuse) {
+                under_way.end();
             }
             let how = Zero { may_free: true, fast_only: true };
             let outcome = self.storage.zero(self.shape.slots(slots.start, slots.end), how).await;
@@ -68,9 +106,7 @@ impl Inner {
             {
                 tracing::debug!(%error, "free blocks keep their space");
             }
-            if !early {
-                self.space().punched(slots, outcome.is_ok());
-            }
+            under_way.zeroes = outcome.is_ok();
         }
     }
 
