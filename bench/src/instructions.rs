@@ -94,15 +94,15 @@ impl Count {
         self.by_file.total()
     }
 
-    /// Those of the block layer: ticket, throttle, turn, lookup, accounts, and the answer to the connection. Neither the
-    /// storage's part nor the buffer is counted. `None` if the compiler left no such function.
+    /// Those of the block layer: ticket, throttle, turn, lookup and accounts. Neither the storage's part nor the buffer is
+    /// counted. `None` if the compiler left no such function.
     pub fn layer(&self) -> Option<f64> {
         let is_of = |part: &'static str| {
             move |name: &str| {
                 name.trim_start_matches('<').starts_with(part) || name.contains(&format!(" as {part}"))
             }
         };
-        let all = self.by_file.inside(is_of("diskchain::request::"));
+        let all = self.by_file.inside(is_of("disk_core::device::"));
         let below = self.by_file.inside(is_of("disk_core::storage::"))
             + self.by_file.inside(is_of("disk_core::buf::Pool::take"));
         (all > below).then_some(all - below)

@@ -4,8 +4,8 @@
 //!   receive ─▶ parse ─▶ admit ─▶ memory ─▶ start ──ready──▶ outbox ─▶ one vectored send
 //!                                            └─pending─▶ in flight ─┘   as they finish
 //! ```
-//! A request's future is polled once where it is made. If nothing has to be waited for, its reply joins the batch and
-//! no task, lock or channel was involved; otherwise the future joins those in flight and the loop goes on.
+//! A request that has to wait for nothing is done where it is started, and its reply joins the batch: no future, task
+//! or channel was involved. Otherwise there is a future, which joins those in flight, and the loop goes on.
 //!
 //! Invariant: a request that has started is always finished, whatever becomes of the client; one that has not started
 //! when the client is gone without a goodbye never does: who connects again sends it again, and it must not undo what
@@ -15,23 +15,25 @@ use std::future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use disk_core::buf::{Buf, BufMut, Pool};
 use disk_core::client::Client;
+use disk_core::clock::Moment;
 use disk_core::device::Device;
 use futures_util::poll;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use nbd_wire::{Admitted, Command, HeaderStyle, Refused, Request, Session, Violation};
 use tokio::io::Interest;
 use tokio::task::coop::consume_budget;
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::ReusableBoxFuture;
 
 use crate::memory::{Allowance, Lease};
 use crate::outbox::Outbox;
 use crate::reply;
-use crate::request::{self, Context, Done};
+use crate::request::{self, Context, Going, Started};
 use crate::socket::Socket;
 use crate::stop::Stop;
 
@@ -49,6 +51,9 @@ const AHEAD: usize = 4 << 10;
 /// Bytes of replies that wait to be sent before no more requests are taken: about what a socket takes at once. More would
 /// only go out of the processor's caches again before it is sent.
 const QUEUED_MOST: u64 = 1 << 20;
+
+/// Requests of a batch after which other tasks of the thread get their turn: two thousand may have come at once.
+const BATCH: usize = 128;
 
 /// How often a busy connection looks around: is its client still there, does it move, does the daemon stop?
 const LOOK: Duration = Duration::from_millis(100);
@@ -86,9 +91,6 @@ pub enum End {
     Stopped,
 }
 
-/// A future of one request.
-type InFlight = ReusableBoxFuture<'static, Done>;
-
 /// What is being received.
 enum Incoming {
     /// The header of the next request.
@@ -109,7 +111,7 @@ enum Mood {
     Leaving,
     /// The daemon stops: the same, and what still comes is left unread. An error would be the guest's; a connection
     /// that ends makes the client send the request again, to the next daemon. Ends by then.
-    Stopping(Option<Instant>),
+    Stopping(Option<Moment>),
 }
 
 /// A connection of one client to one device.
@@ -123,14 +125,14 @@ pub struct Connection {
     receive_most: usize,
     incoming: Incoming,
     outbox: Outbox,
-    in_flight: FuturesUnordered<InFlight>,
-    /// A box that is used for the next request, as most are done in their first poll.
-    spare: Option<InFlight>,
+    in_flight: FuturesUnordered<Going>,
+    /// A moment just passed. It is read once a request: what one ends by the next begins with.
+    clock: Moment,
     mood: Mood,
     /// Of replies that the socket does not take at once.
     sending: Option<Pace>,
     /// When to look around next.
-    look_at: Instant,
+    look_at: Moment,
     presence: Presence,
     /// Something came since the alarm last rang.
     active: bool,
@@ -159,6 +161,7 @@ impl Connection {
         most_in_flight: usize,
     ) -> Self {
         socket.widen();
+        let now = Moment::now();
         Connection {
             socket,
             context: Arc::new(Context { device, client, session }),
@@ -169,11 +172,11 @@ impl Connection {
             incoming: Incoming::Header,
             outbox: Outbox::default(),
             in_flight: FuturesUnordered::new(),
-            spare: None,
+            clock: now,
             mood: Mood::Serving,
             sending: None,
-            look_at: Instant::now(),
-            presence: Presence { seen_at: Instant::now(), gone: false, goodbye: false },
+            look_at: now,
+            presence: Presence { seen_at: now, gone: false, goodbye: false },
             active: false,
             resting: false,
         }
@@ -239,28 +242,39 @@ impl Connection {
 
     /// Parses and starts what has been received, as far as there is room for it.
     async fn take_requests(&mut self) -> Result<(), End> {
+        self.clock = Moment::now();
+        let mut left = BATCH;
         while self.takes_more() {
             if self.is_abandoned() {
                 return Err(End::Gone(io::ErrorKind::UnexpectedEof.into()));
             }
-            match std::mem::replace(&mut self.incoming, Incoming::Header) {
-                Incoming::Header => {
-                    let Some((request, len)) =
-                        Request::parse(self.input.bytes(), self.context.session.header_style())
-                            .map_err(End::Violation)?
-                    else {
-                        return Ok(());
-                    };
-                    self.input.consume(len);
-                    self.take(request).await.map_err(End::Violation)?;
+            if let Incoming::Header = self.incoming {
+                let style = self.context.session.header_style();
+                let parsed = Request::parse(self.input.bytes(), style).map_err(End::Violation)?;
+                let Some((request, len)) = parsed else { return Ok(()) };
+                self.input.consume(len);
+                if let Some(going) = self.take(request).map_err(End::Violation)? {
+                    self.keep(going).await;
                 }
+                left -= 1;
+                if left == 0 {
+                    yield_now().await;
+                    self.clock = Moment::now();
+                    left = BATCH;
+                }
+                continue;
+            }
+            match std::mem::replace(&mut self.incoming, Incoming::Header) {
+                Incoming::Header => {}
                 Incoming::Payload { request, lease, mut buffer, mut filled, pace } => {
                     filled += self.input.take_into(&mut buffer[filled..]);
                     if filled < buffer.len() {
                         self.incoming = Incoming::Payload { request, lease, buffer, filled, pace };
                         return Ok(());
                     }
-                    self.start(request, Some(buffer.freeze()), lease).await;
+                    if let Some(going) = self.start(request, Some(buffer.freeze()), lease) {
+                        self.keep(going).await;
+                    }
                 }
                 Incoming::Skip(left) => {
                     let skipped = (self.input.bytes().len() as u64).min(left);
@@ -295,70 +309,72 @@ impl Connection {
         }
     }
 
-    /// One request, whole but for its payload.
-    async fn take(&mut self, request: Request) -> Result<(), Violation> {
-        // Two thousand requests may be here already.
-        consume_budget().await;
+    /// One request, whole but for its payload. If it is to be waited for, it comes back to be [kept](Self::keep).
+    fn take(&mut self, request: Request) -> Result<Option<Going>, Violation> {
         let admitted = match self.context.session.admit(&request) {
             Ok(admitted) => admitted,
             Err(Refused::Reply(refusal)) => {
                 tracing::debug!(diskchain.client = self.context.client.id(), ?request, ?refusal, "refused");
                 reply::refuse(&self.context.session, &mut self.outbox, &request, &refusal);
                 self.incoming = Incoming::Skip(refusal.skip);
-                return Ok(());
+                return Ok(None);
             }
             Err(Refused::Drop(violation)) => return Err(violation),
         };
         if admitted.is_disconnect() {
             self.mood = Mood::Leaving;
-            return Ok(());
+            return Ok(None);
         }
         let memory = request::memory(&self.context.session, &admitted);
-        match self.allowance.try_take(memory) {
-            Some(lease) => self.go_on(admitted, lease).await,
+        Ok(match self.allowance.try_take(memory) {
+            Some(lease) => self.go_on(admitted, lease),
             None => {
                 let lease = Box::pin(self.allowance.take(memory));
                 self.incoming = Incoming::Memory { request: admitted, lease };
+                None
             }
-        }
-        Ok(())
+        })
     }
 
     /// A request that has its memory: on to its payload, or to work.
-    async fn go_on(&mut self, request: Admitted, lease: Lease) {
+    fn go_on(&mut self, request: Admitted, lease: Lease) -> Option<Going> {
         self.receive_most = if request.payload_len() < LARGE as u64 { RECEIVE } else { AHEAD };
         match request.payload_len() {
-            0 => self.start(request, None, lease).await,
+            0 => self.start(request, None, lease),
             len => {
                 let buffer = Pool::global().take(len as usize);
-                self.incoming = Incoming::Payload { request, lease, buffer, filled: 0, pace: Pace::start() };
+                let pace = Pace::start(self.clock);
+                self.incoming = Incoming::Payload { request, lease, buffer, filled: 0, pace };
+                None
             }
         }
     }
 
-    /// Starts a request. Most are done when this returns.
-    async fn start(&mut self, request: Admitted, payload: Option<Buf>, lease: Lease) {
-        let work = request::execute(Arc::clone(&self.context), request, payload, lease);
-        let mut future = match self.spare.take() {
-            Some(mut spare) => {
-                spare.set(work);
-                spare
-            }
-            None => ReusableBoxFuture::new(work),
-        };
-        match poll!(&mut future) {
-            std::task::Poll::Ready(done) => {
-                self.spare = Some(future);
+    /// Starts a request. Most are done and answered when this returns.
+    fn start(&mut self, request: Admitted, payload: Option<Buf>, lease: Lease) -> Option<Going> {
+        match request::start(&self.context, request, payload, lease, &mut self.clock) {
+            Started::Done(done) => {
                 reply::answer(&self.context.session, &mut self.outbox, done);
+                None
             }
-            std::task::Poll::Pending => self.in_flight.push(future),
+            Started::Going(future) => Some(future),
         }
+    }
+
+    /// Takes a request that is not done up among those in flight, unless it is done when it is first looked at.
+    async fn keep(&mut self, mut going: Going) {
+        match poll!(&mut going) {
+            Poll::Ready(done) => reply::answer(&self.context.session, &mut self.outbox, done),
+            Poll::Pending => self.in_flight.push(going),
+        }
+        self.clock = Moment::now();
     }
 
     /// Whether the client is gone without a goodbye.
     fn is_abandoned(&mut self) -> bool {
         let style = self.context.session.header_style();
-        self.mood != Mood::Leaving && self.presence.is_gone(&self.socket, self.input.bytes(), style)
+        let (socket, unparsed) = (&self.socket, self.input.bytes());
+        self.mood != Mood::Leaving && self.presence.is_gone(socket, unparsed, style, self.clock)
     }
 
     /// Sends as much as the socket takes.
@@ -373,7 +389,7 @@ impl Connection {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.sending.get_or_insert_with(Pace::start);
+                    self.sending.get_or_insert_with(|| Pace::start(Moment::now()));
                     return Ok(());
                 }
                 Err(error) => return Err(error),
@@ -450,7 +466,8 @@ impl Connection {
         let done = future::poll_fn(|context| {
             // After a long wait, before any of them goes on.
             let style = self.context.session.header_style();
-            if self.mood != Mood::Leaving && self.presence.is_gone(socket, self.input.bytes(), style) {
+            let (unparsed, now) = (self.input.bytes(), Moment::now());
+            if self.mood != Mood::Leaving && self.presence.is_gone(socket, unparsed, style, now) {
                 self.context.client.leave();
             }
             in_flight.poll_next_unpin(context)
@@ -466,18 +483,20 @@ impl Connection {
             Some(done) = done => {
                 reply::answer(&self.context.session, &mut self.outbox, done);
                 // Whatever else is done goes out with it.
-                while let std::task::Poll::Ready(Some(done)) = poll!(self.in_flight.next()) {
+                while let Poll::Ready(Some(done)) = poll!(self.in_flight.next()) {
                     reply::answer(&self.context.session, &mut self.outbox, done);
                 }
             }
             lease = memory => {
+                self.clock = Moment::now();
                 if self.is_abandoned() {
                     return Some(End::Gone(io::ErrorKind::UnexpectedEof.into()));
                 }
                 if let Incoming::Memory { request, .. } =
                     std::mem::replace(&mut self.incoming, Incoming::Header)
+                    && let Some(going) = self.go_on(request, lease)
                 {
-                    self.go_on(request, lease).await;
+                    self.keep(going).await;
                 }
             }
             ready = ready => {
@@ -490,12 +509,11 @@ impl Connection {
             () = &mut watch.alarm, if !self.resting => {
                 if idle && !self.active {
                     self.input.release();
-                    self.spare = None;
                     self.resting = true;
                 } else {
                     self.active = false;
-                    self.look_at = Instant::now();
-                    watch.alarm.as_mut().reset(self.look_at + LOOK);
+                    self.look_at = Moment::now();
+                    watch.alarm.as_mut().reset(Instant::now() + LOOK);
                 }
             }
         }
@@ -504,11 +522,11 @@ impl Connection {
 
     /// Now and then, a look around.
     fn look(&mut self, stop: &Stop) -> Option<End> {
-        let now = Instant::now();
+        let now = Moment::now();
         if now < self.look_at {
             return None;
         }
-        self.look_at = now + LOOK;
+        self.look_at = now.after(LOOK);
         if stop.is_cutting() {
             return Some(End::Stopped);
         }
@@ -529,7 +547,7 @@ impl Connection {
         }
         if let Mood::Stopping(until) = &mut self.mood
             && self.in_flight.is_empty()
-            && now >= *until.get_or_insert(now + FAREWELL)
+            && now >= *until.get_or_insert(now.after(FAREWELL))
         {
             return Some(End::Stopped);
         }
@@ -540,7 +558,7 @@ impl Connection {
 /// What is known of the other end of the socket.
 struct Presence {
     /// When it was there.
-    seen_at: Instant,
+    seen_at: Moment,
     /// It hung up, and what it sent does not end with a goodbye.
     gone: bool,
     /// It hung up, and its goodbye is still to be read.
@@ -548,13 +566,13 @@ struct Presence {
 }
 
 impl Presence {
-    /// Whether the client hung up without a goodbye. `unparsed` has been received and goes before what the socket holds.
-    fn is_gone(&mut self, socket: &Socket, unparsed: &[u8], style: HeaderStyle) -> bool {
+    /// Whether the client hung up without a goodbye, looked for at most once in [`TRUST`]. `unparsed` has been received
+    /// and goes before what the socket holds; `now` is a moment just passed.
+    fn is_gone(&mut self, socket: &Socket, unparsed: &[u8], style: HeaderStyle, now: Moment) -> bool {
         if self.gone || self.goodbye {
             return self.gone;
         }
-        let now = Instant::now();
-        if now.saturating_duration_since(self.seen_at) < TRUST {
+        if now.since(self.seen_at) < TRUST {
             return false;
         }
         self.seen_at = now;
@@ -575,24 +593,24 @@ impl Presence {
 
 /// How fast bytes move that others may be waiting for.
 struct Pace {
-    since: Instant,
+    since: Moment,
     bytes: usize,
 }
 
 impl Pace {
-    fn start() -> Self {
-        Pace { since: Instant::now(), bytes: 0 }
+    fn start(now: Moment) -> Self {
+        Pace { since: now, bytes: 0 }
     }
 
     fn moved(&mut self, bytes: usize) {
         self.bytes += bytes;
         if self.bytes >= STALL_BYTES {
-            *self = Pace::start();
+            *self = Pace::start(Moment::now());
         }
     }
 
-    fn stands(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) > STALL_MOST
+    fn stands(&self, now: Moment) -> bool {
+        now.since(self.since) > STALL_MOST
     }
 }
 

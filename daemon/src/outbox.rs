@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::ops::Range;
 
 use disk_core::buf::Buf;
 use smallvec::SmallVec;
@@ -21,12 +22,12 @@ const HEADERS_KEPT: usize = 64 << 10;
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// The parts of one send.
-pub type Slices<'a> = SmallVec<[IoSlice<'a>; 64]>;
+pub type Slices<'a> = SmallVec<[IoSlice<'a>; 128]>;
 
 /// Replies that have not been sent yet.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// Headers, one after the other; a segment is a part of it.
+    /// Headers, one after the other, and all of them in a segment.
     headers: Vec<u8>,
     segments: VecDeque<Segment>,
     /// Bytes of the first segment that are sent.
@@ -35,27 +36,36 @@ pub struct Outbox {
     queued: u64,
 }
 
+/// Some headers and what follows the last of them: a reply with data, or any number of replies without.
 #[derive(Debug)]
 struct Segment {
-    part: Part,
+    /// Where they are.
+    headers: Range<usize>,
+    body: Body,
     /// Given back when the segment is sent.
     lease: Option<Lease>,
 }
 
 #[derive(Debug)]
-enum Part {
-    Header { start: usize, end: usize },
+enum Body {
+    Nothing,
     Data(Buf),
     Zeroes(u64),
 }
 
-impl Part {
+impl Segment {
     fn len(&self) -> u64 {
-        match self {
-            Part::Header { start, end } => (end - start) as u64,
-            Part::Data(bytes) => bytes.len() as u64,
-            Part::Zeroes(len) => *len,
-        }
+        let body = match &self.body {
+            Body::Nothing => 0,
+            Body::Data(bytes) => bytes.len() as u64,
+            Body::Zeroes(len) => *len,
+        };
+        self.headers.len() as u64 + body
+    }
+
+    /// Whether more can be added to it.
+    fn is_open(&self) -> bool {
+        matches!(self.body, Body::Nothing) && self.lease.is_none()
     }
 }
 
@@ -71,29 +81,30 @@ impl Outbox {
     }
 
     /// Adds a few bytes, by copy.
+    #[inline]
     pub fn header(&mut self, bytes: &[u8]) {
-        let start = self.headers.len();
-        self.headers.extend_from_slice(bytes);
-        self.queued += bytes.len() as u64;
-        if let Some(Segment { part: Part::Header { end, .. }, lease: None }) = self.segments.back_mut()
-            && *end == start
-        {
-            *end += bytes.len();
-            return;
-        }
-        self.push(Part::Header { start, end: start + bytes.len() });
+        self.add_header(bytes);
     }
 
     /// Adds a buffer, by reference.
     pub fn data(&mut self, bytes: Buf) {
         self.queued += bytes.len() as u64;
-        self.push(Part::Data(bytes));
+        self.open_segment().body = Body::Data(bytes);
+    }
+
+    /// Adds a few bytes and a buffer, and keeps `lease` until they are sent.
+    #[inline]
+    pub fn reply(&mut self, header: &[u8], bytes: Buf, lease: Lease) {
+        self.queued += bytes.len() as u64;
+        let segment = self.add_header(header);
+        segment.body = Body::Data(bytes);
+        segment.lease = Some(lease);
     }
 
     /// Adds `len` zeroes.
     pub fn zeroes(&mut self, len: u64) {
         self.queued += len;
-        self.push(Part::Zeroes(len));
+        self.open_segment().body = Body::Zeroes(len);
     }
 
     /// Keeps `lease` until everything that was added so far is sent.
@@ -104,21 +115,44 @@ impl Outbox {
         }
     }
 
-    fn push(&mut self, part: Part) {
-        self.segments.push_back(Segment { part, lease: None });
+    #[inline]
+    fn add_header(&mut self, bytes: &[u8]) -> &mut Segment {
+        self.headers.extend_from_slice(bytes);
+        self.queued += bytes.len() as u64;
+        let segment = self.open_segment();
+        segment.headers.end += bytes.len();
+        segment
+    }
+
+    /// The last segment if more can be added to it, or a new one.
+    fn open_segment(&mut self) -> &mut Segment {
+        if !self.segments.back().is_some_and(Segment::is_open) {
+            let end = self.segments.back().map_or(0, |last| last.headers.end);
+            self.segments.push_back(Segment { headers: end..end, body: Body::Nothing, lease: None });
+        }
+        self.segments.back_mut().expect("there is one now")
     }
 
     /// What to send next, in one call.
     pub fn slices(&self) -> Slices<'_> {
         let mut slices = Slices::new();
         let mut skip = self.sent;
-        for segment in self.segments.iter().take(AT_ONCE) {
-            match &segment.part {
-                Part::Header { start, end } => {
-                    slices.push(IoSlice::new(&self.headers[start + skip as usize..*end]));
+        for segment in &self.segments {
+            if slices.len() + 2 > AT_ONCE {
+                break;
+            }
+            let headers = &self.headers[segment.headers.clone()];
+            match headers.get(skip as usize..) {
+                Some([]) | None => skip -= headers.len() as u64,
+                Some(unsent) => {
+                    slices.push(IoSlice::new(unsent));
+                    skip = 0;
                 }
-                Part::Data(bytes) => slices.push(IoSlice::new(&bytes[skip as usize..])),
-                Part::Zeroes(len) => {
+            }
+            match &segment.body {
+                Body::Nothing => {}
+                Body::Data(bytes) => slices.push(IoSlice::new(&bytes[skip as usize..])),
+                Body::Zeroes(len) => {
                     let mut left = len - skip;
                     while left > 0 && slices.len() < AT_ONCE {
                         let part = left.min(ZEROES.len() as u64);
@@ -140,7 +174,7 @@ impl Outbox {
         self.queued -= written as u64;
         self.sent += written as u64;
         while let Some(first) = self.segments.front() {
-            let len = first.part.len();
+            let len = first.len();
             if self.sent < len {
                 return self.forget_sent_headers();
             }
@@ -155,22 +189,17 @@ impl Outbox {
         if self.headers.len() < HEADERS_KEPT {
             return;
         }
-        if let Some(Segment { part: Part::Header { start, .. }, .. }) = self.segments.front_mut() {
-            *start += std::mem::take(&mut self.sent) as usize;
-        }
-        let mut headers = self.segments.iter_mut().filter_map(|segment| match &mut segment.part {
-            Part::Header { start, end } => Some((start, end)),
-            Part::Data(_) | Part::Zeroes(_) => None,
-        });
-        let Some((start, end)) = headers.next() else { return self.headers.clear() };
-        let gone = *start;
+        let Some(first) = self.segments.front_mut() else { return };
+        let sent = self.sent.min(first.headers.len() as u64);
+        self.sent -= sent;
+        first.headers.start += sent as usize;
+        let gone = first.headers.start;
         if gone < self.headers.len() / 2 {
             // Moving more than is forgotten, again and again, would take a slow reader's time squared.
             return;
         }
-        for (start, end) in std::iter::once((start, end)).chain(headers) {
-            *start -= gone;
-            *end -= gone;
+        for Segment { headers, .. } in &mut self.segments {
+            *headers = headers.start - gone..headers.end - gone;
         }
         self.headers.drain(..gone);
     }

@@ -5,25 +5,39 @@
 
 use disk_core::chain::{Piece, Pieces, StatusExtent};
 use nbd_wire::consts::allocation;
-use nbd_wire::{CommandFlags, Context, ContextId, Descriptor, Refusal, Reply, Request, Session};
+use nbd_wire::{Admitted, CommandFlags, Context, ContextId, Descriptor, Refusal, Reply, Request, Session};
 
 use crate::outbox::Outbox;
 use crate::request::{Answer, Done};
 
 /// Queues the reply to a request that was carried out.
+#[inline]
 pub fn answer(session: &Session, outbox: &mut Outbox, done: Done) {
     let Done { request, answer, lease } = done;
     let reply = session.reply(request.cookie, request.offset);
     match answer {
+        Answer::Ok if lease.is_nothing() => return outbox.header(&reply.done()),
+        Answer::Data(mut pieces) if matches!(pieces[..], [Piece::Data(_)]) => {
+            // Nearly every read.
+            if let Some(Piece::Data(bytes)) = pieces.pop() {
+                return outbox.reply(&reply.data(request.length), bytes, lease);
+            }
+        }
+        answer => rare(session, &reply, outbox, &request, answer),
+    }
+    outbox.hold(lease);
+}
+
+fn rare(session: &Session, reply: &Reply, outbox: &mut Outbox, request: &Admitted, answer: Answer) {
+    match answer {
         Answer::Ok => outbox.header(&reply.done()),
         Answer::Data(pieces) => {
             let whole = request.flags.has(CommandFlags::DF) || !reply.is_chunked() || pieces.len() == 1;
-            data(&reply, outbox, request.offset, request.length, pieces, whole);
+            data(reply, outbox, request.offset, request.length, pieces, whole);
         }
-        Answer::Status(extents, contexts) => status(session, &reply, outbox, &extents, &contexts),
+        Answer::Status(extents, contexts) => status(session, reply, outbox, &extents, &contexts),
         Answer::Failed(errno, text) => outbox.header(&reply.error(errno, &text)),
     }
-    outbox.hold(lease);
 }
 
 /// Queues the reply to a request that was not admitted.

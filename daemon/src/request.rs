@@ -1,5 +1,7 @@
 //! One request of a client, from admitted to answered: which call of the device it is, and what comes back.
 //!
+//! Reads and writes are started without a future and need one only where they wait; the rest is rare.
+//!
 //! Invariant: every request yields exactly one [`Done`], whatever happens to it.
 
 use std::sync::Arc;
@@ -7,8 +9,10 @@ use std::sync::Arc;
 use disk_core::buf::Buf;
 use disk_core::chain::{Pieces, StatusExtent, ZeroRequest};
 use disk_core::client::Client;
-use disk_core::device::Device;
+use disk_core::clock::Moment;
+use disk_core::device::{self, Device};
 use disk_core::{ByteRange, Error, ErrorKind};
+use futures_util::future::{BoxFuture, FutureExt};
 use nbd_wire::{Admitted, Command, CommandFlags, ContextId, Errno, Session};
 
 use crate::errno::errno;
@@ -71,8 +75,64 @@ fn extents_most(request: &Admitted) -> usize {
     if request.flags.has(CommandFlags::REQ_ONE) { 1 } else { EXTENTS_MOST }
 }
 
-/// Carries out an admitted request.
-pub async fn execute(context: Arc<Context>, request: Admitted, payload: Option<Buf>, lease: Lease) -> Done {
+/// A request that is not done yet.
+pub type Going = BoxFuture<'static, Done>;
+
+/// What came of a request that was started.
+pub enum Started {
+    /// It is carried out.
+    Done(Done),
+    /// It waits for something.
+    Going(Going),
+}
+
+/// Starts an admitted request at `clock`, a moment just passed. If it is done on return, `clock` is the moment of that.
+#[inline]
+pub fn start(
+    context: &Arc<Context>,
+    request: Admitted,
+    payload: Option<Buf>,
+    lease: Lease,
+    clock: &mut Moment,
+) -> Started {
+    let Context { device, client, .. } = &**context;
+    let range = || ByteRange::at(request.offset, request.length);
+    match (request.command, payload) {
+        (Command::Read, _) => {
+            end(context, request, lease, device.start_read(client, range(), clock), Answer::Data)
+        }
+        (Command::Write, Some(data)) => {
+            let started = device.start_write(client, range(), data, request.fua(), clock);
+            end(context, request, lease, started, |()| Answer::Ok)
+        }
+        (_, payload) => Started::Going(execute(Arc::clone(context), request, payload, lease).boxed()),
+    }
+}
+
+/// From what the device says to what the client is told.
+#[inline]
+fn end<T: 'static>(
+    context: &Arc<Context>,
+    request: Admitted,
+    lease: Lease,
+    started: device::Started<T, impl Future<Output = Result<T, Error>> + Send + 'static>,
+    answer: fn(T) -> Answer,
+) -> Started {
+    let done = move |device: &Device, lease, outcome: Result<T, Error>| {
+        let answer = outcome.map_or_else(|error| failed(device, &request, &error), answer);
+        Done { request, answer, lease }
+    };
+    match started {
+        device::Started::Done(outcome) => Started::Done(done(&context.device, lease, outcome)),
+        device::Started::Going(future) => {
+            let context = Arc::clone(context);
+            Started::Going(Box::pin(async move { done(&context.device, lease, future.await) }))
+        }
+    }
+}
+
+/// Carries out a request of the rarer kinds.
+async fn execute(context: Arc<Context>, request: Admitted, payload: Option<Buf>, lease: Lease) -> Done {
     let answer = match answer(&context, &request, payload).await {
         Ok(answer) => answer,
         Err(error) => failed(&context.device, &request, &error),
@@ -85,28 +145,21 @@ async fn answer(context: &Context, request: &Admitted, payload: Option<Buf>) -> 
     // The length of a status request with a payload is that of the payload.
     let range = || ByteRange::at(request.offset, request.length);
     match request.command {
-        Command::Read => return device.read(client, range()).await.map(Answer::Data),
-        Command::Write => {
-            if let Some(data) = payload {
-                device.write(client, request.offset, data, request.fua()).await?;
-            } else if request.fua() {
-                // A write of nothing that is to be durable.
-                device.flush(client).await?;
-            }
-        }
+        // A write of nothing that is to be durable.
+        Command::Write if request.fua() => device.flush(client).await?,
+        Command::Write => {}
         Command::WriteZeroes => {
             let how = ZeroRequest {
                 may_free: !request.flags.has(CommandFlags::NO_HOLE),
                 fast_only: request.flags.has(CommandFlags::FAST_ZERO),
             };
-            // The rarer ones are boxed, so that the future of a read or write stays small.
-            Box::pin(device.write_zeroes(client, range(), how, request.fua())).await?;
+            device.write_zeroes(client, range(), how, request.fua()).await?;
         }
-        Command::Trim => Box::pin(device.discard(client, range(), request.fua())).await?,
+        Command::Trim => device.discard(client, range(), request.fua()).await?,
         Command::Flush => device.flush(client).await?,
         Command::Cache => device.cache(client, range()).await?,
-        Command::BlockStatus => return Box::pin(status(context, request, payload)).await,
-        Command::Disconnect | Command::Unknown(_) => {
+        Command::BlockStatus => return status(context, request, payload).await,
+        Command::Read | Command::Disconnect | Command::Unknown(_) => {
             return Err(Error::new(ErrorKind::OutOfRange, "not a request that is carried out"));
         }
     }

@@ -3,7 +3,8 @@
 //! Invariant: once a client is gone, none of its requests that still waits for the throttle or for its turn starts.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +15,15 @@ use crate::planted::{Bug, planted};
 #[derive(Debug, Clone)]
 pub struct Client {
     id: u64,
-    gone: CancellationToken,
+    departure: Arc<Departure>,
+}
+
+#[derive(Debug, Default)]
+struct Departure {
+    /// For the many who only look: a look at the token takes a lock.
+    gone: AtomicBool,
+    /// For those who wait.
+    told: CancellationToken,
 }
 
 impl Client {
@@ -22,7 +31,7 @@ impl Client {
     #[expect(clippy::new_without_default, reason = "every client is another one")]
     pub fn new() -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
-        Client { id: LAST.fetch_add(1, Ordering::Relaxed) + 1, gone: CancellationToken::new() }
+        Client { id: LAST.fetch_add(1, Ordering::Relaxed) + 1, departure: Arc::default() }
     }
 
     /// Its number, unique in this process.
@@ -33,19 +42,20 @@ impl Client {
     /// From now on its requests that have not started never will: a client that connects again sends them again, and
     /// they must not overtake what it writes then.
     pub fn leave(&self) {
-        self.gone.cancel();
+        self.departure.gone.store(true, Ordering::Release);
+        self.departure.told.cancel();
     }
 
     /// Waits for something that may take long, unless the client leaves first.
     pub(crate) async fn unless_gone<T>(&self, waiting: impl Future<Output = T>) -> Result<T> {
         tokio::select! {
             biased;
-            () = self.gone.cancelled(), if !planted(Bug::ReconnectZombie) => Err(Error::new(ErrorKind::Cancelled, "the client is gone")),
+            () = self.departure.told.cancelled(), if !planted(Bug::ReconnectZombie) => Err(Error::new(ErrorKind::Cancelled, "the client is gone")),
             outcome = waiting => Ok(outcome),
         }
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.gone.is_cancelled() && !planted(Bug::ReconnectZombie)
+        self.departure.gone.load(Ordering::Acquire) && !planted(Bug::ReconnectZombie)
     }
 }

@@ -6,13 +6,14 @@
 //!     └─ chain      read, write with copy-on-write, zero, discard, status, over layers
 //!          └─ format     where bytes are: raw, vdi      ◀─ open   from file names to the layers of a chain
 //!               └─ storage    bytes in a file: engines, cache modes, alignment, locks
-//!                    └─ buf, range, error
+//!                    └─ buf, clock, range, error
 //! ```
 //! A module names only modules below it; `planted`, for tests, is named wherever a bug is planted. `unsafe` is denied except in `buf` and `storage::uring`.
 
 pub mod buf;
 pub mod chain;
 pub mod client;
+pub mod clock;
 pub mod condition;
 pub mod device;
 pub mod error;

@@ -9,15 +9,17 @@
 
 use std::future::Future;
 use std::mem;
+use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
+use crate::clock::Moment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::planted::{Bug, planted};
 use crate::range::ByteRange;
@@ -145,7 +147,7 @@ struct Entry {
     op: Op,
     range: ByteRange,
     client: u64,
-    began: Instant,
+    began: Moment,
     stage: Stage,
     /// Earlier conflicting requests that are still listed.
     blockers: usize,
@@ -177,36 +179,36 @@ impl Tracker {
         op: Op,
         range: ByteRange,
         client: u64,
-        began: Instant,
+        began: Moment,
         claims: bool,
-    ) -> Result<Ticket<'_>> {
+    ) -> Result<Ticket<&Tracker>> {
         let mut state = self.lock();
         if state.closed {
             return Err(Error::new(ErrorKind::Closed, "the disk is closing"));
         }
         let (id, key) = state.list(op, range, client, began);
         let works = claims && state.claim(key);
-        Ok(Ticket { tracker: self, key, id, claimed: claims, works })
+        Ok(Ticket { tracker: self, key, id, claimed: claims, works, listed: true })
     }
 
     /// Lists a request and gives it its turn at once, or not at all: `None` if it would have to wait, or if the
     /// tracker is closed. Whoever needs the turns of several ranges together takes them like this, as waiting for one
     /// while holding another could end in a circle.
-    pub fn try_begin(&self, op: Op, range: ByteRange, client: u64) -> Option<Ticket<'_>> {
-        let began = Instant::now();
+    pub fn try_begin(&self, op: Op, range: ByteRange, client: u64) -> Option<Ticket<&Tracker>> {
+        let began = Moment::now();
         let mut state = self.lock();
         if state.closed || state.order.iter().any(|claim| claim.range.overlaps(&range)) {
             return None;
         }
         let (id, key) = state.list(op, range, client, began);
         state.claim(key);
-        Some(Ticket { tracker: self, key, id, claimed: true, works: true })
+        Some(Ticket { tracker: self, key, id, claimed: true, works: true, listed: true })
     }
 
     /// Every listed request, oldest first.
     pub fn requests(&self) -> Vec<RequestInfo> {
         let state = self.lock();
-        let now = Instant::now();
+        let now = Moment::now();
         let mut all: Vec<_> = state
             .listed
             .iter()
@@ -215,7 +217,7 @@ impl Tracker {
                 op: entry.op,
                 range: entry.range,
                 client: entry.client,
-                age: now.saturating_duration_since(entry.began),
+                age: now.since(entry.began),
                 stage: entry.stage,
                 waiting_for: state.first_blocker(key, entry),
             })
@@ -232,7 +234,7 @@ impl Tracker {
     /// Requests of clients in flight, and how long there was at least one.
     pub fn load(&self) -> (u64, Duration) {
         let state = self.lock();
-        (state.busy.requests, state.busy.total(Instant::now()))
+        (state.busy.requests, state.busy.total(Moment::now()))
     }
 
     /// From now on [`Tracker::begin`] fails.
@@ -267,7 +269,7 @@ impl Tracker {
 
 impl State {
     /// Puts a request on the list. Returns its number and where it is.
-    fn list(&mut self, op: Op, range: ByteRange, client: u64, began: Instant) -> (u64, usize) {
+    fn list(&mut self, op: Op, range: ByteRange, client: u64, began: Moment) -> (u64, usize) {
         self.last_id += 1;
         let id = self.last_id;
         let (stage, blockers, waker) = (Stage::Throttle, 0, None);
@@ -290,10 +292,11 @@ impl State {
     }
 
     /// Takes a request off the list and lets those go on that waited for it alone.
-    fn finish(&mut self, key: usize, claimed: bool, now: Instant, wake: &mut Vec<Waker>) {
-        if self.listed.remove(key).op != Op::Compact {
+    fn finish(&mut self, key: usize, claimed: bool, now: Moment, wake: &mut Vec<Waker>) {
+        if self.listed[key].op != Op::Compact {
             self.busy.leave(now);
         }
+        drop(self.listed.remove(key));
         if !claimed {
             return;
         }
@@ -329,11 +332,11 @@ struct Busy {
     /// Of the periods that have ended.
     total: Duration,
     /// When the period began that has not ended, or when the last one ended.
-    since: Option<Instant>,
+    since: Option<Moment>,
 }
 
 impl Busy {
-    fn enter(&mut self, now: Instant) {
+    fn enter(&mut self, now: Moment) {
         if self.requests == 0 {
             // The clock was read before the lock was taken: what another request has counted meanwhile counts once.
             self.since = self.since.max(Some(now));
@@ -341,7 +344,7 @@ impl Busy {
         self.requests += 1;
     }
 
-    fn leave(&mut self, now: Instant) {
+    fn leave(&mut self, now: Moment) {
         if self.requests == 1 {
             self.total = self.total(now);
             self.since = self.since.max(Some(now));
@@ -349,26 +352,28 @@ impl Busy {
         self.requests -= 1;
     }
 
-    fn total(&self, now: Instant) -> Duration {
+    fn total(&self, now: Moment) -> Duration {
         match self.since {
-            Some(since) if self.requests > 0 => self.total + now.saturating_duration_since(since),
+            Some(since) if self.requests > 0 => self.total + now.since(since),
             _ => self.total,
         }
     }
 }
 
-/// A listed request. Dropping it takes it off the list and passes its turn on.
+/// A listed request. Dropping it takes it off the list and passes its turn on. `T` is how it knows its tracker.
 #[derive(Debug)]
-pub struct Ticket<'a> {
-    tracker: &'a Tracker,
+pub struct Ticket<T: Deref<Target = Tracker>> {
+    tracker: T,
     key: usize,
     id: u64,
     claimed: bool,
     /// It had its turn when it was listed.
     works: bool,
+    /// It is this ticket that takes it off the list.
+    listed: bool,
 }
 
-impl Ticket<'_> {
+impl<T: Deref<Target = Tracker>> Ticket<T> {
     /// Number of the request, unique within its disk.
     pub fn id(&self) -> u64 {
         self.id
@@ -382,18 +387,18 @@ impl Ticket<'_> {
     /// Waits until no earlier conflicting request is listed. The place in the order is taken by the first poll; a
     /// turn that is dropped while it waits loses nobody's wake-up as long as its ticket is dropped too.
     pub fn turn(&mut self) -> Turn<'_> {
-        Turn { tracker: self.tracker, key: self.key, claimed: &mut self.claimed }
+        Turn { tracker: &self.tracker, key: self.key, claimed: &mut self.claimed }
     }
-}
 
-impl Ticket<'_> {
     /// Takes it off the list at `now`, a moment just passed.
-    pub fn finish(self, now: Instant) {
+    pub fn finish(mut self, now: Moment) {
         self.leave(now);
-        mem::forget(self);
     }
 
-    fn leave(&self, now: Instant) {
+    fn leave(&mut self, now: Moment) {
+        if !mem::take(&mut self.listed) {
+            return;
+        }
         let mut wake = Vec::new();
         let mut state = self.tracker.lock();
         state.finish(self.key, self.claimed, now, &mut wake);
@@ -406,9 +411,23 @@ impl Ticket<'_> {
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Ticket<&Tracker> {
+    /// The same request, listed by the same tracker: for one that has to wait, by itself.
+    ///
+    /// # Panics
+    /// If `tracker` is another one.
+    pub fn keep(mut self, tracker: Arc<Tracker>) -> Ticket<Arc<Tracker>> {
+        assert!(ptr::eq(self.tracker, &*tracker), "a ticket is its tracker's");
+        let listed = mem::take(&mut self.listed);
+        Ticket { tracker, key: self.key, id: self.id, claimed: self.claimed, works: self.works, listed }
+    }
+}
+
+impl<T: Deref<Target = Tracker>> Drop for Ticket<T> {
     fn drop(&mut self) {
-        self.leave(Instant::now());
+        if self.listed {
+            self.leave(Moment::now());
+        }
     }
 }
 
@@ -451,8 +470,8 @@ mod tests {
         ByteRange::new(start, end)
     }
 
-    fn begin(tracker: &Tracker, op: Op, range: ByteRange, client: u64) -> Result<Ticket<'_>> {
-        tracker.begin(op, range, client, Instant::now(), false)
+    fn begin(tracker: &Tracker, op: Op, range: ByteRange, client: u64) -> Result<Ticket<&Tracker>> {
+        tracker.begin(op, range, client, Moment::now(), false)
     }
 
     #[tokio::test]
@@ -554,21 +573,21 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_asks_when_it_is_listed_has_its_turn_or_its_place_in_the_order() {
         let tracker = Tracker::default();
-        let begin = |op, range| tracker.begin(op, range, 1, Instant::now(), true).unwrap();
+        let begin = |op, range| tracker.begin(op, range, 1, Moment::now(), true).unwrap();
         let reader = begin(Op::Read, range(0, 10));
         assert!(reader.works());
         let mut writer = begin(Op::Write, range(5, 15));
         assert!(!writer.works());
         let late = begin(Op::Read, range(12, 20));
         assert!(!late.works(), "it does not overtake the writer");
-        reader.finish(Instant::now());
+        reader.finish(Moment::now());
         assert!(poll!(pin!(writer.turn())).is_ready());
     }
 
     #[test]
     fn time_counts_once_while_requests_overlap_and_not_at_all_while_there_is_none() {
-        let (tracker, start) = (Tracker::default(), Instant::now());
-        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let (tracker, start) = (Tracker::default(), Moment::now());
+        let at = |milliseconds| start.after(Duration::from_millis(milliseconds));
         let enter = |now| tracker.begin(Op::Flush, range(0, 0), 1, at(now), true).unwrap();
         let (first, second) = (enter(1000), enter(2000));
         assert_eq!(tracker.load().0, 2);
@@ -592,7 +611,7 @@ mod tests {
 
     #[test]
     fn many_threads_leave_nothing_in_flight_and_no_time_that_did_not_pass() {
-        let (tracker, start) = (Tracker::default(), Instant::now());
+        let (tracker, start) = (Tracker::default(), Moment::now());
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let tracker = &tracker;
@@ -614,7 +633,7 @@ mod tests {
         #[test]
         fn turns_are_as_defined(script in proptest::collection::vec((0u8..4, 0u64..32, 1u64..16, 0usize..64), 1..80)) {
             let tracker = Tracker::default();
-            let mut live: Vec<Ticket<'_>> = Vec::new();
+            let mut live: Vec<Ticket<&Tracker>> = Vec::new();
             let waker = Waker::noop();
             for (what, start, len, pick) in script {
                 match what {

@@ -77,7 +77,8 @@ async fn a_request_for_no_bytes_does_nothing_wherever_it_is() {
     let chain =
         Chain::new(vec![Raw.open(storage.clone(), false).await.expect("raw")], ChainOptions::default());
     let options = DeviceOptions { logical_block_size: 4096, ..DeviceOptions::default() };
-    let device = Device::new("disk".into(), chain, Arc::new(Throttle::new(Limits::default(), None)), options);
+    let throttle = Arc::new(Throttle::new(Limits::default(), None));
+    let device = Arc::new(Device::new("disk".into(), chain, throttle, options));
     let connection = Connection { device: &device, client: Client::new() };
     let (how, fua) = (ZeroRequest { may_free: true, fast_only: true }, false);
     for range in [0, 1, 4096, 7168, 8191, 8192].map(|at| ByteRange::at(at, 0)) {

@@ -8,26 +8,72 @@ use crate::error::Result;
 use crate::range::ByteRange;
 use crate::storage::Completion;
 
+/// A read of a chain, as far as it has come.
+#[derive(Debug)]
+pub struct Reading {
+    range: ByteRange,
+    /// The read of all of it, where all lies together.
+    started: Option<Completion<BufMut>>,
+}
+
+impl Reading {
+    /// A read of a range of the disk.
+    pub fn new(range: ByteRange) -> Self {
+        Reading { range, started: None }
+    }
+
+    /// Begins it, and has its outcome if nothing has to be waited for. `None`: [`Reading::go_on`] does the rest.
+    #[inline]
+    pub fn begin(&mut self, chain: &Chain) -> Option<Result<Pieces>> {
+        if self.range.is_empty() {
+            return Some(Ok(Pieces::new()));
+        }
+        let first = chain.locate(chain.layers.len(), self.range);
+        if first.range != self.range {
+            return None;
+        }
+        // Nearly every request: all in one place.
+        match first.origin {
+            Origin::Zero { .. } => Some(Ok(smallvec![Piece::Hole(self.range.len())])),
+            Origin::Data { .. } => {
+                let mut completion = start_read(&first);
+                let outcome = completion.now();
+                if outcome.is_none() {
+                    self.started = Some(completion);
+                }
+                outcome.map(as_pieces)
+            }
+        }
+    }
+
+    /// What is left of it.
+    ///
+    /// # Errors
+    /// As [`Chain::read`].
+    pub async fn go_on(self, chain: &Chain) -> Result<Pieces> {
+        match self.started {
+            Some(completion) => as_pieces(completion.await),
+            // Boxed, so that the future of the usual read stays small.
+            None => Box::pin(chain.read_runs(chain.layers.len(), self.range)).await,
+        }
+    }
+}
+
+fn as_pieces(outcome: Result<BufMut>) -> Result<Pieces> {
+    Ok(smallvec![Piece::Data(outcome?.freeze())])
+}
+
 impl Chain {
     /// Reads a range of the disk. Parts that no layer has data for come as holes, without I/O.
     ///
     /// # Errors
     /// What the storage says; then nothing of the range is returned.
     pub async fn read(&self, range: ByteRange) -> Result<Pieces> {
-        if range.is_empty() {
-            return Ok(Pieces::new());
+        let mut reading = Reading::new(range);
+        match reading.begin(self) {
+            Some(outcome) => outcome,
+            None => reading.go_on(self).await,
         }
-        let height = self.layers.len();
-        let first = self.locate(height, range);
-        if first.range == range {
-            // Nearly every request: all in one place.
-            return Ok(smallvec![match first.origin {
-                Origin::Data { .. } => Piece::Data(start_read(&first).await?.freeze()),
-                Origin::Zero { .. } => Piece::Hole(range.len()),
-            }]);
-        }
-        // Boxed, so that the future of the usual read stays small.
-        Box::pin(self.read_runs(height, range)).await
     }
 
     /// Reads a range as the lowest `height` layers have it.

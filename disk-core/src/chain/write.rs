@@ -6,6 +6,9 @@
 //!   from below      from the client     from below      written side by side, then committed
 //! ```
 
+use std::mem;
+use std::sync::atomic::Ordering;
+
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::{Chain, DetectZeroes, FILL_STEP, Origin, ZeroRequest};
@@ -37,6 +40,95 @@ impl std::ops::AddAssign for WriteEffect {
     }
 }
 
+/// A write to a chain, as far as it has come.
+#[derive(Debug)]
+pub struct Writing {
+    range: ByteRange,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// Nothing is done: the image is not known to be marked as changed.
+    New(Buf),
+    /// The write of all of it, where all has its place together.
+    InPlace(Completion<()>),
+    /// It is zeroes and is to be noted as such.
+    Zeroes,
+    /// It has more places than one, or none yet.
+    Runs(Buf),
+    /// It is written.
+    Done(Result<()>),
+}
+
+impl Writing {
+    /// A write of `data` at the start of `range`, which is as long.
+    pub fn new(range: ByteRange, data: Buf) -> Self {
+        debug_assert_eq!(range.len(), data.len() as u64);
+        Writing { range, step: Step::New(data) }
+    }
+
+    /// Begins it, and has its outcome if nothing has to be waited for. `None`: [`Writing::go_on`] does the rest.
+    #[inline]
+    pub fn begin(&mut self, chain: &Chain) -> Option<Result<WriteEffect>> {
+        if !chain.changing.load(Ordering::Acquire) {
+            return None;
+        }
+        self.place(chain);
+        match &self.step {
+            Step::Done(outcome) => Some(outcome.clone().map(|()| WriteEffect::default())),
+            _ => None,
+        }
+    }
+
+    /// What is left of it.
+    ///
+    /// # Errors
+    /// As [`Chain::write`].
+    pub async fn go_on(mut self, chain: &Chain) -> Result<WriteEffect> {
+        if let Step::New(_) = self.step {
+            chain.begin_changes().await?;
+            self.place(chain);
+        }
+        match self.step {
+            Step::Done(outcome) => outcome.map(|()| WriteEffect::default()),
+            Step::InPlace(completion) => completion.await.map(|()| WriteEffect::default()),
+            Step::Zeroes => {
+                let may_free = chain.options.detect_zeroes == DetectZeroes::Unmap;
+                let how = ZeroRequest { may_free, fast_only: false };
+                Box::pin(chain.zero(self.range, how)).await?;
+                Ok(WriteEffect { zeroes: self.range.len(), freed: may_free, ..Default::default() })
+            }
+            // Boxed, so that the future of the usual write stays small.
+            Step::New(data) | Step::Runs(data) => Box::pin(chain.write_runs(self.range, data)).await,
+        }
+    }
+
+    /// Finds out how it is to be done, and does it where that needs no waiting. The image is marked as changed.
+    fn place(&mut self, chain: &Chain) {
+        let Step::New(data) = mem::replace(&mut self.step, Step::Done(Ok(()))) else { return };
+        if self.range.is_empty() {
+            return;
+        }
+        if chain.options.detect_zeroes != DetectZeroes::Off && data.is_zero() {
+            self.step = Step::Zeroes;
+            return;
+        }
+        let first = chain.top().lookup(self.range);
+        self.step = match first.place {
+            // Nearly every request: all in one place that is there.
+            Place::Data(at) if first.len == self.range.len() => {
+                let mut completion = chain.top().storage().write(at, data);
+                match completion.now() {
+                    Some(outcome) => Step::Done(outcome),
+                    None => Step::InPlace(completion),
+                }
+            }
+            _ => Step::Runs(data),
+        };
+    }
+}
+
 /// What goes into a part of a block.
 pub(super) enum Content {
     Bytes(Buf),
@@ -49,24 +141,11 @@ impl Chain {
     /// # Errors
     /// What the storage says. Then each sector of the range is old or new, and all others are untouched.
     pub async fn write(&self, range: ByteRange, data: Buf) -> Result<WriteEffect> {
-        debug_assert_eq!(range.len(), data.len() as u64);
-        self.begin_changes().await?;
-        if range.is_empty() {
-            return Ok(WriteEffect::default());
+        let mut writing = Writing::new(range, data);
+        match writing.begin(self) {
+            Some(outcome) => outcome,
+            None => writing.go_on(self).await,
         }
-        if self.options.detect_zeroes != DetectZeroes::Off && data.is_zero() {
-            let may_free = self.options.detect_zeroes == DetectZeroes::Unmap;
-            Box::pin(self.zero(range, ZeroRequest { may_free, fast_only: false })).await?;
-            return Ok(WriteEffect { zeroes: range.len(), freed: may_free, ..Default::default() });
-        }
-        let first = self.top().lookup(range);
-        if let (Place::Data(at), true) = (first.place, first.len == range.len()) {
-            // Nearly every request: all in one place that is there.
-            self.top().storage().write(at, data).await?;
-            return Ok(WriteEffect::default());
-        }
-        // Boxed, so that the future of the usual write stays small.
-        Box::pin(self.write_runs(range, data)).await
     }
 
     async fn write_runs(&self, range: ByteRange, data: Buf) -> Result<WriteEffect> {

@@ -27,6 +27,14 @@ impl<T> Completion<T> {
         Completion(State::Ready(Some(outcome)))
     }
 
+    /// The outcome, if it is there already. To be asked once, before it is awaited.
+    pub fn now(&mut self) -> Option<Result<T>> {
+        match &mut self.0 {
+            State::Ready(outcome) => outcome.take(),
+            State::Pending(_) => None,
+        }
+    }
+
     /// An outcome that somebody else will bring.
     pub fn pending() -> (Completer<T>, Self) {
         let (sender, receiver) = oneshot::channel();

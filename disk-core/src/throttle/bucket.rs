@@ -57,6 +57,14 @@ impl Buckets {
             .map(|(dimension, nanoseconds)| (dimension, Duration::from_nanos(nanoseconds)))
     }
 
+    /// Whether a request of this direction may go at `now` (nanoseconds).
+    pub(super) fn lets_go(&mut self, direction: Direction, now: u64) -> bool {
+        self.leak(now);
+        let mut buckets =
+            Dimension::of(direction).into_iter().map(|dimension| &self.buckets[dimension as usize]);
+        buckets.all(|bucket| bucket.as_ref().is_none_or(|bucket| bucket.wait().is_none()))
+    }
+
     /// Adds the cost of a request that goes now.
     pub(super) fn charge(&mut self, direction: Direction, bytes: u64) {
         let operations = self.operations(bytes);

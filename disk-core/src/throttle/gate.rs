@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 use super::bucket::Buckets;
 use super::limits::{Dimension, Direction, Limits};
+use crate::clock::Moment;
 
 /// One of those who share a gate.
 pub(super) type Member = u64;
@@ -38,7 +38,6 @@ pub(super) struct Gate {
     state: Mutex<State>,
     /// Wakes the dispatcher before its time.
     changed: Notify,
-    origin: Instant,
     /// Several members: let go in rounds, so that a member whose next request comes when the last is done is not
     /// overtaken by one with a long queue.
     shared: bool,
@@ -64,7 +63,7 @@ impl Gate {
             limited: AtomicBool::new(!limits.is_unlimited()),
             state: Mutex::new(State {
                 limits,
-                buckets: Buckets::new(&limits, 0),
+                buckets: Buckets::new(&limits, Moment::now().nanoseconds()),
                 queues: Default::default(),
                 first: Direction::Read,
                 sequence: 0,
@@ -72,9 +71,34 @@ impl Gate {
                 dispatcher: None,
             }),
             changed: Notify::new(),
-            origin: Instant::now(),
             shared,
         })
+    }
+
+    /// Takes tokens for one request that comes at `since` if there are some and nobody waits for them, and if `more` says
+    /// so too, which is asked last. Returns whether it may go; otherwise nothing is taken.
+    pub(super) fn try_enter(
+        &self,
+        member: Member,
+        direction: Direction,
+        bytes: u64,
+        since: Moment,
+        more: impl FnOnce() -> bool,
+    ) -> bool {
+        // Relaxed: a request that races with a change of limits may see the old or the new ones.
+        if !self.limited.load(Ordering::Relaxed) {
+            return more();
+        }
+        let now = since.nanoseconds();
+        let mut state = self.lock();
+        if state.lifted.contains(&member) {
+            return more();
+        }
+        let goes = state.has_tokens(direction, now) && more();
+        if goes {
+            state.buckets.charge(direction, bytes);
+        }
+        goes
     }
 
     /// Takes tokens for one request that comes at `since` (`None`), or a place in the line of those who wait for them.
@@ -83,18 +107,17 @@ impl Gate {
         member: Member,
         direction: Direction,
         bytes: u64,
-        since: Instant,
+        since: Moment,
     ) -> Option<Waiting> {
-        // Relaxed: a request that races with a change of limits may see the old or the new ones.
         if !self.limited.load(Ordering::Relaxed) {
             return None;
         }
-        let now = self.nanoseconds(since);
+        let now = since.nanoseconds();
         let mut state = self.lock();
         if state.lifted.contains(&member) {
             return None;
         }
-        if state.nobody_waits() && state.buckets.wait(direction, now).is_none() {
+        if state.has_tokens(direction, now) {
             state.buckets.charge(direction, bytes);
             return None;
         }
@@ -114,7 +137,7 @@ impl Gate {
 
     /// Other limits, from now on and for those who wait already.
     pub(super) fn set_limits(self: &Arc<Self>, limits: Limits) {
-        let now = self.nanoseconds(Instant::now());
+        let now = Moment::now().nanoseconds();
         let mut state = self.lock();
         state.limits = limits;
         state.buckets.set(&limits, now);
@@ -177,7 +200,7 @@ impl Gate {
     /// Lets go whoever may go. Returns how long to wait until the next may, or `None` when nobody waits and the
     /// dispatcher is done.
     fn release_due(&self) -> Option<Duration> {
-        let now = self.nanoseconds(Instant::now());
+        let now = Moment::now().nanoseconds();
         let mut state = self.lock();
         state.release(now, self.shared);
         let pause = state.next_wait(now);
@@ -185,11 +208,6 @@ impl Gate {
             state.dispatcher = None;
         }
         pause
-    }
-
-    fn nanoseconds(&self, at: Instant) -> u64 {
-        // 2⁶⁴ nanoseconds are 584 years.
-        at.saturating_duration_since(self.origin).as_nanos() as u64
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -212,6 +230,11 @@ async fn dispatch(gate: Arc<Gate>) {
 impl State {
     fn nobody_waits(&self) -> bool {
         self.queues.iter().all(Queue::is_empty)
+    }
+
+    /// Whether a request may go before anybody else: nobody waits.
+    fn has_tokens(&mut self, direction: Direction, now: u64) -> bool {
+        self.nobody_waits() && self.buckets.lets_go(direction, now)
     }
 
     fn queue(&mut self, direction: Direction) -> &mut Queue {
@@ -348,7 +371,7 @@ struct Place {
 pub(super) struct Waiting {
     gate: Arc<Gate>,
     place: Place,
-    since: Instant,
+    since: Moment,
     dimension: Option<Dimension>,
     go: oneshot::Receiver<()>,
 }

@@ -21,9 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::clock::Moment;
 use futures_util::future::BoxFuture;
-use tokio::time::Instant;
-
 use gate::{Gate, Member, Waiting};
 
 /// The throttle of one disk.
@@ -44,17 +43,26 @@ impl Throttle {
         Throttle { own: Gate::new(limits, false), group: group.map(Group::join), waited: Default::default() }
     }
 
+    /// Takes the tokens for a request of `bytes` bytes that comes at `now`, unless it would have to wait for some.
+    /// Returns whether it may go; if not, nothing is taken and it is to be [admitted](Throttle::admit).
+    pub fn try_admit(&self, direction: Direction, bytes: u64, now: Moment) -> bool {
+        self.own.try_enter(SELF, direction, bytes, now, || match &self.group {
+            Some((gate, member)) => gate.try_enter(*member, direction, bytes, now, || true),
+            None => true,
+        })
+    }
+
     /// Takes the tokens for a request of `bytes` bytes that comes at `now`. `None`: it may go, as nothing is limited or
     /// tokens are there. Otherwise a future that is ready when it may, with how long that took. First come first served
     /// within a direction; reads and writes wait separately. Dropping the future gives the place up.
     ///
     /// # Panics
     /// If it has to wait outside of a tokio runtime.
-    pub fn admit(&self, direction: Direction, bytes: u64, now: Instant) -> Option<BoxFuture<'_, Duration>> {
+    pub fn admit(&self, direction: Direction, bytes: u64, now: Moment) -> Option<BoxFuture<'_, Duration>> {
         if let Some(waiting) = self.own.enter(SELF, direction, bytes, now) {
             return Some(Box::pin(async move {
                 let own = self.wait(waiting).await;
-                match self.enter_group(direction, bytes, Instant::now()) {
+                match self.enter_group(direction, bytes, Moment::now()) {
                     Some(waiting) => own + self.wait(waiting).await,
                     None => own,
                 }
@@ -93,7 +101,7 @@ impl Throttle {
         }
     }
 
-    fn enter_group(&self, direction: Direction, bytes: u64, now: Instant) -> Option<Waiting> {
+    fn enter_group(&self, direction: Direction, bytes: u64, now: Moment) -> Option<Waiting> {
         let (gate, member) = self.group.as_ref()?;
         gate.enter(*member, direction, bytes, now)
     }

@@ -27,7 +27,7 @@ fn burst(dimension: Dimension, avg: u64, max: u64, seconds: u64) -> Limits {
 
 /// Waits until a request may go, and returns how long that took.
 async fn admit(throttle: &Throttle, direction: Direction, bytes: u64) -> Duration {
-    match throttle.admit(direction, bytes, Instant::now()) {
+    match throttle.admit(direction, bytes, Moment::now()) {
         Some(waiting) => waiting.await,
         None => Duration::ZERO,
     }
@@ -226,6 +226,29 @@ async fn a_group_changes_its_limits_for_all_members() {
     }
     assert!(changed.elapsed() < Duration::from_millis(10), "{:?}", changed.elapsed());
     assert_eq!(group.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_tries_takes_nothing_unless_all_limits_let_it_go() {
+    let group = Group::new(limit(Dimension::IopsTotal, 10));
+    let throttle = Throttle::new(limit(Dimension::IopsTotal, 1000), Some(&group));
+    let tries = |throttle: &Throttle| throttle.try_admit(Direction::Read, 512, Moment::now());
+    // Two go at once of ten a second: a bucket of one that is full lets one more go.
+    let went = (0..500).filter(|_| tries(&throttle)).count();
+    assert_eq!(went, 2);
+    // The disk's own tokens are still there, all but those two.
+    group.set_limits(UNLIMITED);
+    let went = (0..500).filter(|_| tries(&throttle)).count();
+    assert_eq!(went, 101 - 2);
+    assert!(!tries(&throttle) && throttle.status().waiting == 0);
+    // While somebody waits, nobody goes before.
+    let mut first = pin!(admit(&throttle, Direction::Read, 512));
+    assert!(poll!(first.as_mut()).is_pending());
+    sleep(Duration::from_millis(1)).await;
+    assert!(!tries(&throttle));
+    first.await;
+    sleep(Duration::from_millis(10)).await;
+    assert!(tries(&throttle));
 }
 
 #[tokio::test(start_paused = true)]

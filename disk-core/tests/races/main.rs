@@ -7,3 +7,4 @@ mod freezing;
 mod fresh_blocks;
 mod linear;
 mod moving;
+mod starting;

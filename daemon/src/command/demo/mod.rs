@@ -9,6 +9,7 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use disk_core::buf::Buf;
@@ -178,7 +179,7 @@ async fn make_base(folder: &Path, base: &Path) -> Result<()> {
     let layers = chain.layers.into_iter().map(|opened| opened.layer).collect();
     let chain = Chain::new(layers, ChainOptions::default());
     let throttle = Throttle::new(Limits::UNLIMITED, None);
-    let device = Device::new("demo".into(), chain, throttle.into(), DeviceOptions::default());
+    let device = Arc::new(Device::new("demo".into(), chain, throttle.into(), DeviceOptions::default()));
     let client = Client::new();
     let serial = uuid::Uuid::new_v4().as_fields().0;
     for (at, bytes) in fat::with_file(b"README  TXT", README.as_bytes(), serial) {

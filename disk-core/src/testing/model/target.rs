@@ -2,6 +2,8 @@
 //!
 //! Invariant: a target only carries requests out; what is right about the answer the model alone says.
 
+use std::sync::Arc;
+
 use super::request::{Content, Request};
 use super::{Model, stamp};
 use crate::buf::Buf;
@@ -52,7 +54,7 @@ impl Target for Chain {
 #[derive(Debug, Clone)]
 pub struct Connection<'a> {
     /// The disk.
-    pub device: &'a Device,
+    pub device: &'a Arc<Device>,
     /// Who asks.
     pub client: Client,
 }

@@ -487,7 +487,7 @@ fn makes_durable(request: &Request) -> bool {
 
 /// While one of `requests` hangs, parts of the disk that none of them changes are read at once. `model` is from before.
 async fn others_go_on(
-    device: &Device,
+    device: &Arc<Device>,
     client: &Client,
     requests: &[Request],
     mut model: Model,

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 
 use proptest::prelude::*;
-use tokio::time::Instant;
 
+use crate::clock::Moment;
 use crate::error::ErrorKind;
 use crate::range::ByteRange;
 use crate::testing::mix;
@@ -185,11 +185,11 @@ impl Wake for Flag {
 /// How far a request has come.
 enum State<'a> {
     Planned,
-    Listed(Ticket<'a>),
-    Waiting(Ticket<'a>, Arc<Flag>),
+    Listed(Ticket<&'a Tracker>),
+    Waiting(Ticket<&'a Tracker>, Arc<Flag>),
     /// Whoever works has a ticket and so many polls left.
     Working {
-        _ticket: Ticket<'a>,
+        _ticket: Ticket<&'a Tracker>,
         left: u8,
     },
     Ended,
@@ -337,7 +337,7 @@ impl<'a> Run<'a> {
             };
             return Ok(());
         }
-        self.requests[number] = match self.tracker.begin(op, range, 1, Instant::now(), false) {
+        self.requests[number] = match self.tracker.begin(op, range, 1, Moment::now(), false) {
             Ok(ticket) if !closed => {
                 self.list(number, ticket.id(), false);
                 State::Listed(ticket)

@@ -37,7 +37,7 @@ pub struct Shelf {
 }
 
 impl Shelf {
-    pub fn new(script: &Script, device: &Device) -> Self {
+    pub fn new(script: &Script, device: &Arc<Device>) -> Self {
         let minimum = if script.large_sectors() { 4096 } else { 1 };
         Shelf {
             info: ExportInfo {
@@ -112,7 +112,7 @@ async fn vdi(size: u64, variant: Variant) -> Arc<dyn Storage> {
 }
 
 /// Everything on the disk, past all clients.
-pub async fn content(device: &Device) -> Vec<u8> {
+pub async fn content(device: &Arc<Device>) -> Vec<u8> {
     let pieces = device.read(&Client::new(), ByteRange::new(0, device.size())).await;
     flat(&pieces.expect("a disk in memory can be read"))
 }
