@@ -13,6 +13,7 @@
 
 use std::future;
 use std::io;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -40,6 +41,9 @@ use crate::stop::Stop;
 /// Bytes that one receive takes at most: what a Unix socket holds, so that a client's writes come as the batch that it
 /// sent, and are answered as one.
 const RECEIVE: usize = 256 << 10;
+
+/// The same until a receive has filled it: most connections never send more at once, or are silent.
+const RECEIVE_FIRST: usize = 16 << 10;
 
 /// A payload of so many bytes is worth a receive of its own, straight to where it belongs. While such payloads come, a
 /// receive takes no more than [`AHEAD`] bytes of what may be the next one.
@@ -264,7 +268,7 @@ impl Connection {
                 }
                 continue;
             }
-            match std::mem::replace(&mut self.incoming, Incoming::Header) {
+            match mem::replace(&mut self.incoming, Incoming::Header) {
                 Incoming::Header => {}
                 Incoming::Payload { request, lease, mut buffer, mut filled, pace } => {
                     filled += self.input.take_into(&mut buffer[filled..]);
@@ -493,7 +497,7 @@ impl Connection {
                     return Some(End::Gone(io::ErrorKind::UnexpectedEof.into()));
                 }
                 if let Incoming::Memory { request, .. } =
-                    std::mem::replace(&mut self.incoming, Incoming::Header)
+                    mem::replace(&mut self.incoming, Incoming::Header)
                     && let Some(going) = self.go_on(request, lease)
                 {
                     self.keep(going).await;
@@ -617,17 +621,19 @@ impl Pace {
 /// Bytes that were received and not parsed yet.
 struct Input {
     buffer: Option<BufMut>,
+    /// Bytes that the buffer should have.
+    size: usize,
     start: usize,
     end: usize,
 }
 
 impl Input {
     fn new(leftover: &[u8]) -> Self {
-        let mut input = Input { buffer: None, start: 0, end: 0 };
+        let mut input = Input { buffer: None, size: RECEIVE_FIRST, start: 0, end: 0 };
         if !leftover.is_empty() {
-            let mut buffer = Pool::global().take(leftover.len().max(RECEIVE));
+            let mut buffer = Pool::global().take(leftover.len().max(input.size));
             buffer[..leftover.len()].copy_from_slice(leftover);
-            input = Input { buffer: Some(buffer), start: 0, end: leftover.len() };
+            (input.buffer, input.end) = (Some(buffer), leftover.len());
         }
         input
     }
@@ -641,7 +647,7 @@ impl Input {
     }
 
     fn is_full(&self) -> bool {
-        self.buffer.as_ref().is_some_and(|buffer| self.end - self.start == buffer.len())
+        self.buffer.as_ref().is_some_and(|buffer| self.end - self.start >= buffer.len().max(self.size))
     }
 
     fn consume(&mut self, len: usize) {
@@ -662,14 +668,24 @@ impl Input {
 
     /// Receives up to `most` bytes more, as many as there is room for.
     fn fill(&mut self, most: usize, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
-        let buffer = self.buffer.get_or_insert_with(|| Pool::global().take(RECEIVE));
-        if self.end == buffer.len() {
-            buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
+        let buffer = self.buffer.get_or_insert_with(|| Pool::global().take(self.size));
+        if self.end == buffer.len() || (self.start == self.end && buffer.len() < self.size) {
+            let left = self.end - self.start;
+            if buffer.len() < self.size {
+                let small = mem::replace(buffer, Pool::global().take(self.size));
+                buffer[..left].copy_from_slice(&small[self.start..self.end]);
+            } else {
+                buffer.copy_within(self.start..self.end, 0);
+            }
+            (self.start, self.end) = (0, left);
         }
         let room = self.end..buffer.len().min(self.end + most);
+        let wanted = room.len();
         let len = read(&mut buffer[room])?;
         self.end += len;
+        if len == wanted && self.end == buffer.len() {
+            self.size = RECEIVE;
+        }
         Ok(len)
     }
 
@@ -677,6 +693,7 @@ impl Input {
     fn release(&mut self) {
         if self.is_empty() {
             self.buffer = None;
+            self.size = RECEIVE_FIRST;
         }
     }
 }

@@ -34,10 +34,27 @@ impl Socket {
 
     /// Reads what is there, without waiting. 0 is the end of the stream.
     pub fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Socket::Unix(stream) => stream.try_read(into),
-            Socket::Tcp(stream) => stream.try_read(into),
+        let mut received = 0;
+        let receive = || {
+            received = self.receive_now(into)?;
+            // Less than there was room for: there is no more. The runtime is told so, and the next call need not ask the
+            // kernel; what comes meanwhile is news to it.
+            if received > 0 && received < into.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        };
+        let outcome = match self {
+            Socket::Unix(stream) => stream.try_io(Interest::READABLE, receive),
+            Socket::Tcp(stream) => stream.try_io(Interest::READABLE, receive),
+        };
+        match outcome {
+            Err(error) if received == 0 => Err(error),
+            _ => Ok(received),
         }
+    }
+
+    /// The same past the runtime, which may not have heard yet of what is there.
+    pub fn receive_now(&self, into: &mut [u8]) -> io::Result<usize> {
+        let (_, received) = rustix::net::recv(self, into, RecvFlags::DONTWAIT)?;
+        Ok(received)
     }
 
     /// Writes what there is room for, without waiting.
