@@ -11,6 +11,7 @@
 //! when the client is gone without a goodbye never does: who connects again sends it again, and it must not undo what
 //! is acknowledged then.
 
+use std::collections::VecDeque;
 use std::future;
 use std::io;
 use std::mem;
@@ -35,6 +36,7 @@ use crate::memory::{Allowance, Lease};
 use crate::outbox::Outbox;
 use crate::reply;
 use crate::request::{self, Context, Going, Started};
+use crate::sender::{Activity, Lane};
 use crate::socket::Socket;
 use crate::stop::Stop;
 
@@ -58,6 +60,10 @@ const QUEUED_MOST: u64 = 1 << 20;
 
 /// Requests of a batch after which other tasks of the thread get their turn: two thousand may have come at once.
 const BATCH: usize = 128;
+
+/// Bytes of replies that are handed over to be sent on another core while there are more requests to work on. Less would
+/// be waking the other core all the time, and more would leave it without work for longer.
+const PIECE: u64 = 64 << 10;
 
 /// How often a busy connection looks around: is its client still there, does it move, does the daemon stop?
 const LOOK: Duration = Duration::from_millis(100);
@@ -120,7 +126,7 @@ enum Mood {
 
 /// A connection of one client to one device.
 pub struct Connection {
-    socket: Socket,
+    socket: Arc<Socket>,
     context: Arc<Context>,
     allowance: Allowance,
     most_in_flight: usize,
@@ -129,6 +135,13 @@ pub struct Connection {
     receive_most: usize,
     incoming: Incoming,
     outbox: Outbox,
+    /// Where replies go that another core sends.
+    lane: Lane,
+    /// Another core sends, so this one does not.
+    helped: bool,
+    /// What the other core could not send; goes before the outbox.
+    returned: VecDeque<Outbox>,
+    activity: Activity,
     in_flight: FuturesUnordered<Going>,
     /// A moment just passed. It is read once a request: what one ends by the next begins with.
     clock: Moment,
@@ -165,8 +178,12 @@ impl Connection {
         most_in_flight: usize,
     ) -> Self {
         socket.widen();
-        let now = Moment::now();
+        let (socket, now) = (Arc::new(socket), Moment::now());
         Connection {
+            lane: Lane::new(Arc::clone(&socket)),
+            helped: false,
+            returned: VecDeque::new(),
+            activity: Activity::new(),
             socket,
             context: Arc::new(Context { device, client, session }),
             allowance,
@@ -188,13 +205,14 @@ impl Connection {
 
     /// Serves the client until either side ends it. All requests that started are finished when this returns, and the
     /// socket is still open.
-    pub async fn serve(mut self, stop: &Stop) -> (End, Socket) {
+    pub async fn serve(mut self, stop: &Stop) -> (End, Arc<Socket>) {
         let end = self.run(stop).await;
         // Who has said goodbye is owed all that was asked for before, whether or not the answers can be sent.
         if self.mood != Mood::Leaving || matches!(end, End::Stopped) {
             self.context.client.leave();
         }
         while self.in_flight.next().await.is_some() {}
+        future::poll_fn(|context| self.lane.poll_below(context, 1)).await;
         if let End::Stopped = end {
             self.discard_unread();
         }
@@ -260,6 +278,9 @@ impl Connection {
                 if let Some(going) = self.take(request).map_err(End::Violation)? {
                     self.keep(going).await;
                 }
+                if self.outbox.queued() >= PIECE {
+                    self.get_help();
+                }
                 left -= 1;
                 if left == 0 {
                     yield_now().await;
@@ -308,6 +329,7 @@ impl Connection {
                 self.mood != Mood::Leaving
                     && self.in_flight.len() < self.most_in_flight
                     && self.outbox.queued() < QUEUED_MOST
+                    && self.lane.queued() < 2 * QUEUED_MOST
                     && !self.allowance.is_used_up()
             }
         }
@@ -381,26 +403,43 @@ impl Connection {
         self.mood != Mood::Leaving && self.presence.is_gone(socket, unparsed, style, self.clock)
     }
 
-    /// Sends as much as the socket takes.
+    /// Has another core send what is ready, if there are more requests here to work on and a core that is free.
+    fn get_help(&mut self) {
+        if !self.input.is_empty() && self.returned.is_empty() && self.activity.leaves_a_core() {
+            self.helped |= self.lane.hand_over(&mut self.outbox, true);
+        }
+    }
+
+    /// Sends as much as the socket takes, or leaves it to whoever sends already.
     fn send(&mut self) -> io::Result<()> {
-        while !self.outbox.is_empty() {
-            let written = self.socket.try_write(&self.outbox.slices());
-            match written {
-                Ok(written) => {
-                    self.outbox.advance(written);
-                    if let Some(pace) = &mut self.sending {
-                        pace.moved(written);
-                    }
+        while self.helped {
+            match self.lane.take_back()? {
+                Some(returned) => {
+                    self.returned = returned;
+                    self.helped = false;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.sending.get_or_insert_with(|| Pace::start(Moment::now()));
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
+                None if self.outbox.is_empty() => return Ok(()),
+                None if self.lane.hand_over(&mut self.outbox, false) => return Ok(()),
+                // It has come to its end just now.
+                None => {}
             }
         }
-        self.sending = None;
+        while let Some(first) = self.returned.front_mut() {
+            if !send_all(&self.socket, first, &mut self.sending)? {
+                return Ok(());
+            }
+            self.returned.pop_front();
+        }
+        if send_all(&self.socket, &mut self.outbox, &mut self.sending)? {
+            self.sending = None;
+        }
         Ok(())
+    }
+
+    /// Whether there are replies that are to be sent, and not by another core.
+    fn has_unsent(&self) -> bool {
+        let sent = self.outbox.is_empty() && self.returned.is_empty();
+        !(self.helped || sent)
     }
 
     /// Receives what is there, if there is room for it. Returns whether anything came.
@@ -435,7 +474,7 @@ impl Connection {
 
     /// Whether everything is done that is going to be.
     fn ended(&self) -> Option<End> {
-        let idle = self.in_flight.is_empty() && self.outbox.is_empty();
+        let idle = self.in_flight.is_empty() && !self.helped && !self.has_unsent();
         match self.mood {
             Mood::Leaving if idle => Some(End::Disconnected),
             // What is still being received was never acknowledged: the client sends it again elsewhere.
@@ -447,16 +486,18 @@ impl Connection {
     /// Waits until something can go on.
     async fn wait(&mut self, watch: &mut Watch<'_>) -> Option<End> {
         let receives = self.receives();
-        let sends = !self.outbox.is_empty();
+        let sends = self.has_unsent();
         let interest = match (receives, sends) {
             (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
             (true, false) => Some(Interest::READABLE),
             (false, true) => Some(Interest::WRITABLE),
             (false, false) => None,
         };
-        let idle = self.in_flight.is_empty() && !sends && matches!(self.incoming, Incoming::Header);
+        let idle =
+            self.in_flight.is_empty() && !self.helped && !sends && matches!(self.incoming, Incoming::Header);
         if self.resting && (self.active || !idle) {
             self.resting = false;
+            self.activity.set(true);
             watch.alarm.as_mut().reset(Instant::now() + LOOK);
         }
         let stops = self.mood != Mood::Leaving && !matches!(self.mood, Mood::Stopping(_));
@@ -466,6 +507,16 @@ impl Connection {
                 _ => std::future::pending().await,
             }
         };
+        // For room for more replies, or for the end.
+        let below = if self.mood != Mood::Serving {
+            1
+        } else if receives {
+            0
+        } else {
+            QUEUED_MOST
+        };
+        let (lane, helped) = (&self.lane, self.helped);
+        let room = future::poll_fn(|context| lane.poll_below(context, below));
         let (socket, in_flight) = (&self.socket, &mut self.in_flight);
         let done = future::poll_fn(|context| {
             // After a long wait, before any of them goes on.
@@ -503,6 +554,7 @@ impl Connection {
                     self.keep(going).await;
                 }
             }
+            () = room, if helped => {}
             ready = ready => {
                 if let Err(error) = ready {
                     return Some(End::Gone(error));
@@ -513,6 +565,7 @@ impl Connection {
             () = &mut watch.alarm, if !self.resting => {
                 if idle && !self.active {
                     self.input.release();
+                    self.activity.set(false);
                     self.resting = true;
                 } else {
                     self.active = false;
@@ -557,6 +610,27 @@ impl Connection {
         }
         None
     }
+}
+
+/// Sends `outbox` as far as the socket takes it. Returns whether that was all.
+fn send_all(socket: &Socket, outbox: &mut Outbox, pace: &mut Option<Pace>) -> io::Result<bool> {
+    while !outbox.is_empty() {
+        let written = socket.try_write(&outbox.slices());
+        match written {
+            Ok(written) => {
+                outbox.advance(written);
+                if let Some(pace) = pace {
+                    pace.moved(written);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                pace.get_or_insert_with(|| Pace::start(Moment::now()));
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
 }
 
 /// What is known of the other end of the socket.

@@ -29,6 +29,7 @@ mod request;
 mod sandbox;
 mod sd;
 mod selftest;
+mod sender;
 mod server;
 pub mod socket;
 pub mod stop;

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvFlags, sockopt};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -63,6 +63,12 @@ impl Socket {
             Socket::Unix(stream) => stream.try_write_vectored(from),
             Socket::Tcp(stream) => stream.try_write_vectored(from),
         }
+    }
+
+    /// The same as [`Socket::try_write`] for a thread that is not the runtime's.
+    pub fn send_now(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(rustix::net::sendmsg(self, from, &mut SendAncillaryBuffer::default(), flags)?)
     }
 
     /// Waits until reading or writing is worth a try.

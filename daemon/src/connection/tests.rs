@@ -247,3 +247,48 @@ fn bytes_are_received_in_order_into_a_buffer_that_grows_when_it_is_filled_and_sh
     input.release();
     assert!(input.buffer.is_none() && input.size == RECEIVE_FIRST);
 }
+
+/// Whether this process has a thread that sends.
+fn has_a_helper() -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("a list of threads");
+    let mut names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.any(|name| name.trim() == "send")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn replies_that_another_core_sends_come_whole_and_in_order_to_a_client_that_reads_slowly_too() {
+    const READS: usize = 250;
+    let (served, client) = served(Limits::default()).await;
+    let mut client = client.into_std().expect("a socket");
+    client.set_nonblocking(false).expect("a blocking socket");
+    let content: Vec<u8> = (0..SIZE).map(|at| (at % 251 + at / 4096) as u8).collect();
+    client.write_all(&request(Command::Write, 1, 0, SIZE)).expect("sent");
+    client.write_all(&content).expect("sent");
+    client.read_exact(&mut [0; 16]).expect("written");
+    for round in 0..20 {
+        let place = |cookie: usize| (cookie * 7 + round) % 256 * 4096;
+        let mut batch: Vec<u8> = (0..READS)
+            .flat_map(|cookie| request(Command::Read, cookie as u64, place(cookie) as u64, 4096))
+            .collect();
+        if round == 19 {
+            batch.extend(request(Command::Disconnect, 0, 0, 0));
+        }
+        client.write_all(&batch).expect("sent");
+        let mut reply = vec![0; 16 + 4096];
+        for cookie in 0..READS {
+            if round % 2 == 0 && cookie % 50 == 0 {
+                // The socket fills up meanwhile, and the replies go back to where they came from.
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            client.read_exact(&mut reply).expect("a reply");
+            assert_eq!(reply[8..16], (cookie as u64).to_be_bytes(), "round {round}");
+            assert!(reply[16..] == content[place(cookie)..][..4096], "round {round}, read {cookie}");
+        }
+    }
+    assert_eq!(client.read(&mut [0; 1]).expect("the end"), 0);
+    let end = served.end.await.expect("no panic");
+    assert!(matches!(end, End::Disconnected), "{end:?}");
+    assert_eq!(served.budget.used(), 0, "all memory is given back");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    assert_eq!(has_a_helper(), cores > 1, "the scenario");
+}
