@@ -32,11 +32,13 @@ use tokio::task::coop::consume_budget;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep};
 
+use crate::errand::{Errands, Report};
+use crate::helpers::Activity;
 use crate::memory::{Allowance, Lease};
 use crate::outbox::Outbox;
 use crate::reply;
 use crate::request::{self, Context, Going, Started};
-use crate::sender::{Activity, Lane};
+use crate::sender::Lane;
 use crate::socket::Socket;
 use crate::stop::Stop;
 
@@ -64,6 +66,9 @@ const BATCH: usize = 128;
 /// Bytes of replies that are handed over to be sent on another core while there are more requests to work on. Less would
 /// be waking the other core all the time, and more would leave it without work for longer.
 const PIECE: u64 = 64 << 10;
+
+/// A write of so many bytes is worth being done on another core while the next payload is received.
+const ERRAND: usize = 256 << 10;
 
 /// How often a busy connection looks around: is its client still there, does it move, does the daemon stop?
 const LOOK: Duration = Duration::from_millis(100);
@@ -139,6 +144,8 @@ pub struct Connection {
     lane: Lane,
     /// Another core sends, so this one does not.
     helped: bool,
+    /// Large writes that another core does.
+    errands: Errands,
     /// What the other core could not send; goes before the outbox.
     returned: VecDeque<Outbox>,
     activity: Activity,
@@ -182,6 +189,7 @@ impl Connection {
         Connection {
             lane: Lane::new(Arc::clone(&socket)),
             helped: false,
+            errands: Errands::new(),
             returned: VecDeque::new(),
             activity: Activity::new(),
             socket,
@@ -211,8 +219,19 @@ impl Connection {
         if self.mood != Mood::Leaving || matches!(end, End::Stopped) {
             self.context.client.leave();
         }
+        while self.helped {
+            future::poll_fn(|context| self.lane.poll_below(context, 1)).await;
+            self.helped = matches!(self.lane.take_back(), Ok(None));
+        }
+        while self.errands.out() > 0 {
+            future::poll_fn(|context| self.errands.poll_report(context)).await;
+            for report in self.errands.reports() {
+                if let Report::Started(Started::Going(going)) = report {
+                    self.in_flight.push(going);
+                }
+            }
+        }
         while self.in_flight.next().await.is_some() {}
-        future::poll_fn(|context| self.lane.poll_below(context, 1)).await;
         if let End::Stopped = end {
             self.discard_unread();
         }
@@ -265,6 +284,11 @@ impl Connection {
     /// Parses and starts what has been received, as far as there is room for it.
     async fn take_requests(&mut self) -> Result<(), End> {
         self.clock = Moment::now();
+        if self.errands.out() > 0 {
+            for report in self.errands.reports() {
+                self.hear(report).await?;
+            }
+        }
         let mut left = BATCH;
         while self.takes_more() {
             if self.is_abandoned() {
@@ -297,9 +321,7 @@ impl Connection {
                         self.incoming = Incoming::Payload { request, lease, buffer, filled, pace };
                         return Ok(());
                     }
-                    if let Some(going) = self.start(request, Some(buffer.freeze()), lease) {
-                        self.keep(going).await;
-                    }
+                    self.write(request, buffer.freeze(), lease).await?;
                 }
                 Incoming::Skip(left) => {
                     let skipped = (self.input.bytes().len() as u64).min(left);
@@ -327,7 +349,7 @@ impl Connection {
             Incoming::Memory { .. } => false,
             Incoming::Header => {
                 self.mood != Mood::Leaving
-                    && self.in_flight.len() < self.most_in_flight
+                    && self.in_flight.len() + self.errands.out() < self.most_in_flight
                     && self.outbox.queued() < QUEUED_MOST
                     && self.lane.queued() < 2 * QUEUED_MOST
                     && !self.allowance.is_used_up()
@@ -374,6 +396,51 @@ impl Connection {
                 None
             }
         }
+    }
+
+    /// Starts a write; a large one on another core, if one is free and more is here to be received meanwhile.
+    async fn write(&mut self, request: Admitted, payload: Buf, lease: Lease) -> Result<(), End> {
+        let helps = payload.len() >= ERRAND
+            && self.returned.is_empty()
+            && self.activity.leaves_a_core()
+            && (!self.input.is_empty() || self.socket.holds_more());
+        if !helps {
+            if let Some(going) = self.start(request, Some(payload), lease) {
+                self.keep(going).await;
+            }
+            return Ok(());
+        }
+        let (context, socket, mut clock) = (Arc::clone(&self.context), Arc::clone(&self.socket), self.clock);
+        let errand = Box::new(move || {
+            if socket.is_hung_up() {
+                return Report::NotStarted(request, payload, lease);
+            }
+            Report::Started(request::start(&context, request, Some(payload), lease, &mut clock))
+        });
+        match self.errands.give(errand) {
+            Ok(()) => Ok(()),
+            Err(errand) => self.hear(errand()).await,
+        }
+    }
+
+    /// What came of a large write.
+    async fn hear(&mut self, report: Report) -> Result<(), End> {
+        let started = match report {
+            Report::Started(started) => started,
+            Report::Lost => return Err(End::Gone(io::Error::other("a fault of this program"))),
+            Report::NotStarted(..) if self.is_abandoned() => {
+                return Err(End::Gone(io::ErrorKind::UnexpectedEof.into()));
+            }
+            Report::NotStarted(request, payload, lease) => {
+                request::start(&self.context, request, Some(payload), lease, &mut self.clock)
+            }
+        };
+        match started {
+            Started::Done(done) => reply::answer(&self.context.session, &mut self.outbox, done),
+            Started::Going(going) => self.keep(going).await,
+        }
+        self.clock = Moment::now();
+        Ok(())
     }
 
     /// Starts a request. Most are done and answered when this returns.
@@ -474,7 +541,7 @@ impl Connection {
 
     /// Whether everything is done that is going to be.
     fn ended(&self) -> Option<End> {
-        let idle = self.in_flight.is_empty() && !self.helped && !self.has_unsent();
+        let idle = self.in_flight.is_empty() && self.errands.out() == 0 && !self.helped && !self.has_unsent();
         match self.mood {
             Mood::Leaving if idle => Some(End::Disconnected),
             // What is still being received was never acknowledged: the client sends it again elsewhere.
@@ -493,8 +560,8 @@ impl Connection {
             (false, true) => Some(Interest::WRITABLE),
             (false, false) => None,
         };
-        let idle =
-            self.in_flight.is_empty() && !self.helped && !sends && matches!(self.incoming, Incoming::Header);
+        let works = !self.in_flight.is_empty() || self.errands.out() > 0 || self.helped;
+        let idle = !works && !sends && matches!(self.incoming, Incoming::Header);
         if self.resting && (self.active || !idle) {
             self.resting = false;
             self.activity.set(true);
@@ -517,6 +584,8 @@ impl Connection {
         };
         let (lane, helped) = (&self.lane, self.helped);
         let room = future::poll_fn(|context| lane.poll_below(context, below));
+        let (errands, away) = (&self.errands, self.errands.out() > 0);
+        let report = future::poll_fn(|context| errands.poll_report(context));
         let (socket, in_flight) = (&self.socket, &mut self.in_flight);
         let done = future::poll_fn(|context| {
             // After a long wait, before any of them goes on.
@@ -555,6 +624,7 @@ impl Connection {
                 }
             }
             () = room, if helped => {}
+            () = report, if away => {}
             ready = ready => {
                 if let Err(error) = ready {
                     return Some(End::Gone(error));

@@ -10,17 +10,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 
+use crate::helpers::Helpers;
 use crate::outbox::Outbox;
 use crate::socket::Socket;
-
-/// Helpers that there are at most: with more connections than this that are busy at once, cores have enough to do.
-const HELPERS_MOST: usize = 4;
 
 /// One connection's way to a helper and back.
 #[derive(Debug)]
@@ -182,111 +180,6 @@ impl Drop for ReleaseOnPanic<'_> {
     }
 }
 
-/// Whether a connection is at work, for all of them to know how many are.
-#[derive(Debug)]
-pub struct Activity {
-    counted: bool,
-}
-
-static ACTIVE: AtomicUsize = AtomicUsize::new(0);
-
-impl Activity {
-    /// Of a connection that is at work.
-    pub fn new() -> Self {
-        ACTIVE.fetch_add(1, Ordering::Relaxed);
-        Activity { counted: true }
-    }
-
-    /// The connection is at work from now on, or not.
-    pub fn set(&mut self, active: bool) {
-        if active != self.counted {
-            self.counted = active;
-            if active {
-                ACTIVE.fetch_add(1, Ordering::Relaxed)
-            } else {
-                ACTIVE.fetch_sub(1, Ordering::Relaxed)
-            };
-        }
-    }
-
-    /// Whether there is likely a core for a helper.
-    pub fn leaves_a_core(&self) -> bool {
-        ACTIVE.load(Ordering::Relaxed) <= Helpers::get().most
-    }
-}
-
-impl Drop for Activity {
-    fn drop(&mut self) {
-        self.set(false);
-    }
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// The threads that send, for the whole process. They start when they are first wanted.
-struct Helpers {
-    most: usize,
-    state: Mutex<Crew>,
-    wanted: Condvar,
-}
-
-#[derive(Default)]
-struct Crew {
-    threads: usize,
-    idle: usize,
-    jobs: VecDeque<Job>,
-}
-
-impl Helpers {
-    fn get() -> &'static Helpers {
-        static HELPERS: OnceLock<Helpers> = OnceLock::new();
-        HELPERS.get_or_init(|| {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            Helpers { most: (cores - 1).min(HELPERS_MOST), state: Mutex::default(), wanted: Condvar::new() }
-        })
-    }
-
-    /// Has a helper do `job`, if one has nothing to do.
-    fn try_start(&'static self, job: impl FnOnce() + Send + 'static) -> bool {
-        let mut crew = self.lock();
-        if crew.jobs.len() >= crew.idle {
-            if crew.threads == self.most {
-                return false;
-            }
-            let started = std::thread::Builder::new().name("send".into()).spawn(|| self.work());
-            if let Err(error) = started {
-                tracing::debug!(%error, "no thread to send on");
-                return false;
-            }
-            crew.threads += 1;
-            crew.idle += 1;
-        }
-        crew.jobs.push_back(Box::new(job));
-        drop(crew);
-        self.wanted.notify_one();
-        true
-    }
-
-    fn work(&self) {
-        let mut crew = self.lock();
-        loop {
-            let Some(job) = crew.jobs.pop_front() else {
-                crew = self.wanted.wait(crew).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            crew.idle -= 1;
-            drop(crew);
-            job();
-            crew = self.lock();
-            crew.idle += 1;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Crew> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -321,7 +214,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_handed_over_is_sent_in_order_and_the_lane_is_free_again() {
-        if Helpers::get().most == 0 {
+        if Helpers::get().none() {
             return;
         }
         let (lane, mut client) = lane();
@@ -340,7 +233,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_socket_does_not_take_comes_back_in_order_and_nobody_is_waited_for() {
-        if Helpers::get().most == 0 {
+        if Helpers::get().none() {
             return;
         }
         let (lane, mut client) = lane();

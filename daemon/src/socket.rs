@@ -111,10 +111,18 @@ impl Socket {
         poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(gone)
     }
 
+    /// Whether something has come that was not read yet.
+    pub fn holds_more(&self) -> bool {
+        self.unread() > 0
+    }
+
+    fn unread(&self) -> usize {
+        rustix::io::ioctl_fionread(self).map_or(0, |unread| usize::try_from(unread).unwrap_or(0))
+    }
+
     /// What has come and was not read yet, which stays there.
     pub fn peek_all(&self) -> Vec<u8> {
-        let unread = rustix::io::ioctl_fionread(self).unwrap_or(0);
-        let mut bytes = vec![0; usize::try_from(unread).unwrap_or(0)];
+        let mut bytes = vec![0; self.unread()];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let (_, len) = rustix::net::recv(self, &mut bytes[..], flags).unwrap_or((0, 0));
         bytes.truncate(len);

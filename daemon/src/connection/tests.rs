@@ -248,11 +248,11 @@ fn bytes_are_received_in_order_into_a_buffer_that_grows_when_it_is_filled_and_sh
     assert!(input.buffer.is_none() && input.size == RECEIVE_FIRST);
 }
 
-/// Whether this process has a thread that sends.
+/// Whether this process has a thread that helps.
 fn has_a_helper() -> bool {
     let tasks = std::fs::read_dir("/proc/self/task").expect("a list of threads");
     let mut names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    names.any(|name| name.trim() == "send")
+    names.any(|name| name.trim() == "helper")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -288,6 +288,46 @@ async fn replies_that_another_core_sends_come_whole_and_in_order_to_a_client_tha
     assert_eq!(client.read(&mut [0; 1]).expect("the end"), 0);
     let end = served.end.await.expect("no panic");
     assert!(matches!(end, End::Disconnected), "{end:?}");
+    assert_eq!(served.budget.used(), 0, "all memory is given back");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    assert_eq!(has_a_helper(), cores > 1, "the scenario");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn large_writes_that_another_core_does_are_answered_once_and_are_there() {
+    const HALF: usize = SIZE as usize / 2;
+    let (served, client) = served(Limits::default()).await;
+    let mut client = client.into_std().expect("a socket");
+    client.set_nonblocking(false).expect("a blocking socket");
+    let mut disk = vec![0; SIZE as usize];
+    for round in 0..40u8 {
+        // In one go: the second is on its way when the first is here.
+        let mut both = Vec::new();
+        for (half, bytes) in disk.chunks_mut(HALF).enumerate() {
+            bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = round ^ (at % 253) as u8);
+            both.extend(request(Command::Write, half as u64, (half * HALF) as u64, HALF as u64));
+            both.extend_from_slice(bytes);
+        }
+        client.write_all(&both).expect("sent");
+        let mut reply = [0; 16];
+        let mut answered: Vec<u8> = (0..2)
+            .map(|_| {
+                client.read_exact(&mut reply).expect("a reply");
+                assert_eq!(reply[4..8], [0; 4], "no error");
+                reply[15]
+            })
+            .collect();
+        answered.sort_unstable();
+        assert_eq!(answered, [0, 1], "each once");
+        client.write_all(&request(Command::Read, 7, 0, SIZE)).expect("sent");
+        client.read_exact(&mut reply).expect("a reply");
+        let mut read = vec![0; SIZE as usize];
+        client.read_exact(&mut read).expect("its data");
+        assert!(read == disk, "round {round}");
+    }
+    drop(client);
+    let end = served.end.await.expect("no panic");
+    assert!(matches!(end, End::Gone(_)), "{end:?}");
     assert_eq!(served.budget.used(), 0, "all memory is given back");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     assert_eq!(has_a_helper(), cores > 1, "the scenario");

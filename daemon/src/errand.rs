@@ -1,0 +1,161 @@
+//! Large writes on another core: while a connection receives the next payload, a helper writes the one before.
+//!
+//! Invariant: every write that was given comes back once, and the connection waits for it before it ends.
+
+use std::collections::VecDeque;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use disk_core::buf::Buf;
+use futures_util::task::AtomicWaker;
+use nbd_wire::Admitted;
+
+use crate::helpers::Helpers;
+use crate::memory::Lease;
+use crate::request::Started;
+
+/// Writes that wait behind the one that is being done, so that the helper need not sleep between them.
+const WAITING_MOST: usize = 1;
+
+/// What came of a write that was given away.
+pub enum Report {
+    /// It was started.
+    Started(Started),
+    /// The client had hung up: whether it is to be done is for the connection to say.
+    NotStarted(Admitted, Buf, Lease),
+    /// A fault of this program cut it short.
+    Lost,
+}
+
+/// A write to be done.
+pub type Errand = Box<dyn FnOnce() -> Report + Send>;
+
+/// The writes of one connection that are done elsewhere.
+pub struct Errands {
+    shared: Arc<Shared>,
+    /// That were given and did not come back.
+    out: usize,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Told when one has come back.
+    waker: AtomicWaker,
+}
+
+#[derive(Default)]
+struct State {
+    /// A helper is at it.
+    helped: bool,
+    waiting: VecDeque<Errand>,
+    reports: Vec<Report>,
+}
+
+impl Errands {
+    /// None yet.
+    pub fn new() -> Self {
+        Errands { shared: Arc::default(), out: 0 }
+    }
+
+    /// How many are away, or have come back and were not looked at.
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    /// Has a helper do it.
+    ///
+    /// # Errors
+    /// It comes back if no helper is free, or the one that is at it has enough to do.
+    pub fn give(&mut self, errand: Errand) -> Result<(), Errand> {
+        let mut state = self.shared.lock();
+        if state.waiting.len() > WAITING_MOST {
+            return Err(errand);
+        }
+        if !state.helped {
+            let shared = Arc::clone(&self.shared);
+            if !Helpers::get().try_start(move || shared.work()) {
+                return Err(errand);
+            }
+            state.helped = true;
+        }
+        state.waiting.push_back(errand);
+        self.out += 1;
+        Ok(())
+    }
+
+    /// Those that are done.
+    pub fn reports(&mut self) -> Vec<Report> {
+        let reports = std::mem::take(&mut self.shared.lock().reports);
+        self.out -= reports.len();
+        reports
+    }
+
+    /// Ready when one is done.
+    pub fn poll_report(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.shared.waker.register(context.waker());
+        if self.shared.lock().reports.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A helper's work, until nothing waits.
+    fn work(&self) {
+        loop {
+            let mut state = self.lock();
+            let Some(errand) = state.waiting.pop_front() else {
+                state.helped = false;
+                return;
+            };
+            drop(state);
+            // A panic has frozen the disk. The thread is everybody's, and the connection must not wait for ever.
+            let report = panic::catch_unwind(AssertUnwindSafe(errand)).unwrap_or(Report::Lost);
+            self.lock().reports.push(report);
+            self.waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_given_enough_takes_no_more_and_each_comes_back_once_a_fault_too() {
+        if Helpers::get().none() {
+            return;
+        }
+        let mut errands = Errands::new();
+        let (open, gate) = mpsc::channel::<()>();
+        let mut first: Errand = Box::new(move || {
+            let _ = gate.recv();
+            panic!("a fault");
+        });
+        // Other tests may have the helpers for a moment.
+        while let Err(back) = errands.give(first) {
+            first = back;
+            tokio::task::yield_now().await;
+        }
+        let mut refused = 0;
+        for _ in 0..5 {
+            refused += usize::from(errands.give(Box::new(|| Report::Lost)).is_err());
+        }
+        // One is under way, or waits still; so many wait behind it.
+        assert!((5 - WAITING_MOST - 1..=5 - WAITING_MOST).contains(&refused), "{refused}");
+        assert_eq!((errands.out(), errands.reports().len()), (6 - refused, 0));
+        open.send(()).expect("it waits");
+        while errands.out() > 0 {
+            poll_fn(|context| errands.poll_report(context)).await;
+            assert!(errands.reports().iter().all(|report| matches!(report, Report::Lost)));
+        }
+        assert!(errands.reports().is_empty());
+    }
+}
