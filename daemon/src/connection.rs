@@ -37,7 +37,7 @@ use crate::helpers::Activity;
 use crate::memory::{Allowance, Lease};
 use crate::outbox::Outbox;
 use crate::reply;
-use crate::request::{self, Context, Going, Started};
+use crate::request::{self, Context, Going, Started, Write};
 use crate::sender::Lane;
 use crate::socket::Socket;
 use crate::stop::Stop;
@@ -410,12 +410,18 @@ impl Connection {
             }
             return Ok(());
         }
-        let (context, socket, mut clock) = (Arc::clone(&self.context), Arc::clone(&self.socket), self.clock);
+        // In its place among those on the same bytes before any other is looked at.
+        let write = match Write::prepare(&self.context, request, payload, lease, self.clock) {
+            Ok(write) if write.has_turn() => write,
+            Ok(write) => return self.hear(Report::Started(write.start(&mut Moment::now()))).await,
+            Err(done) => return self.hear(Report::Started(Started::Done(*done))).await,
+        };
+        let socket = Arc::clone(&self.socket);
         let errand = Box::new(move || {
             if socket.is_hung_up() {
-                return Report::NotStarted(request, payload, lease);
+                return Report::NotStarted(write);
             }
-            Report::Started(request::start(&context, request, Some(payload), lease, &mut clock))
+            Report::Started(write.start(&mut Moment::now()))
         });
         match self.errands.give(errand) {
             Ok(()) => Ok(()),
@@ -431,9 +437,7 @@ impl Connection {
             Report::NotStarted(..) if self.is_abandoned() => {
                 return Err(End::Gone(io::ErrorKind::UnexpectedEof.into()));
             }
-            Report::NotStarted(request, payload, lease) => {
-                request::start(&self.context, request, Some(payload), lease, &mut self.clock)
-            }
+            Report::NotStarted(write) => write.start(&mut self.clock),
         };
         match started {
             Started::Done(done) => reply::answer(&self.context.session, &mut self.outbox, done),

@@ -7,13 +7,10 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-use disk_core::buf::Buf;
 use futures_util::task::AtomicWaker;
-use nbd_wire::Admitted;
 
 use crate::helpers::Helpers;
-use crate::memory::Lease;
-use crate::request::Started;
+use crate::request::{Started, Write};
 
 /// Writes that wait behind the one that is being done, so that the helper need not sleep between them.
 const WAITING_MOST: usize = 1;
@@ -23,7 +20,7 @@ pub enum Report {
     /// It was started.
     Started(Started),
     /// The client had hung up: whether it is to be done is for the connection to say.
-    NotStarted(Admitted, Buf, Lease),
+    NotStarted(Write),
     /// A fault of this program cut it short.
     Lost,
 }

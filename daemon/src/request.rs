@@ -10,7 +10,7 @@ use disk_core::buf::Buf;
 use disk_core::chain::{Pieces, StatusExtent, ZeroRequest};
 use disk_core::client::Client;
 use disk_core::clock::Moment;
-use disk_core::device::{self, Device};
+use disk_core::device::{self, Device, PreparedWrite};
 use disk_core::{ByteRange, Error, ErrorKind};
 use futures_util::future::{BoxFuture, FutureExt};
 use nbd_wire::{Admitted, Command, CommandFlags, ContextId, Errno, Session};
@@ -106,6 +106,43 @@ pub fn start(
             end(context, request, lease, started, |()| Answer::Ok)
         }
         (_, payload) => Started::Going(execute(Arc::clone(context), request, payload, lease).boxed()),
+    }
+}
+
+/// A write that has its place among the requests on the same bytes and has not begun. Dropping it gives the place up.
+pub struct Write {
+    context: Arc<Context>,
+    request: Admitted,
+    lease: Lease,
+    prepared: PreparedWrite,
+}
+
+impl Write {
+    /// A write of `data`, listed at `began`, a moment just passed; or it is done, as it failed.
+    pub fn prepare(
+        context: &Arc<Context>,
+        request: Admitted,
+        data: Buf,
+        lease: Lease,
+        began: Moment,
+    ) -> Result<Write, Box<Done>> {
+        let Context { device, client, .. } = &**context;
+        let range = ByteRange::at(request.offset, request.length);
+        match device.prepare_write(client, range, data, request.fua(), began) {
+            Ok(prepared) => Ok(Write { context: Arc::clone(context), request, lease, prepared }),
+            Err(error) => Err(Box::new(Done { request, answer: failed(device, &request, &error), lease })),
+        }
+    }
+
+    /// Whether it has its turn.
+    pub fn has_turn(&self) -> bool {
+        self.prepared.has_turn()
+    }
+
+    /// Starts it, on any thread. If it is done on return, `clock` is the moment of that.
+    pub fn start(self, clock: &mut Moment) -> Started {
+        let Write { context, request, lease, prepared } = self;
+        end(&context, request, lease, prepared.start(clock), |()| Answer::Ok)
     }
 }
 

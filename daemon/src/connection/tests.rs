@@ -66,12 +66,17 @@ struct Served {
 
 /// A connection over a disk in memory, and the client's end of its socket.
 async fn served(limits: Limits) -> (Served, UnixStream) {
+    served_within(limits, SIZE).await
+}
+
+/// The same with so many bytes for requests.
+async fn served_within(limits: Limits, budget: u64) -> (Served, UnixStream) {
     let layer = Raw.open(Arc::new(MemStorage::new(SIZE)), false).await.expect("raw always opens");
     let chain = Chain::new(vec![layer], ChainOptions::default());
     let throttle = Arc::new(Throttle::new(limits, None));
     let device = Arc::new(Device::new("disk".into(), chain, throttle, DeviceOptions::default()));
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-    let budget = Budget::new(SIZE);
+    let budget = Budget::new(budget);
     let allowance = Allowance::new(budget.clone());
     let session = session(&[(1, b"disk")]);
     let connection = Connection::new(Socket::Unix(ours), session, &[], device, Client::new(), allowance, 128);
@@ -296,7 +301,7 @@ async fn replies_that_another_core_sends_come_whole_and_in_order_to_a_client_tha
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn large_writes_that_another_core_does_are_answered_once_and_are_there() {
     const HALF: usize = SIZE as usize / 2;
-    let (served, client) = served(Limits::default()).await;
+    let (served, client) = served_within(Limits::default(), 64 << 20).await;
     let mut client = client.into_std().expect("a socket");
     client.set_nonblocking(false).expect("a blocking socket");
     let mut disk = vec![0; SIZE as usize];
@@ -331,4 +336,32 @@ async fn large_writes_that_another_core_does_are_answered_once_and_are_there() {
     assert_eq!(served.budget.used(), 0, "all memory is given back");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     assert_eq!(has_a_helper(), cores > 1, "the scenario");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn large_writes_on_the_same_bytes_are_done_in_the_order_in_which_they_came() {
+    const LEN: usize = 256 << 10;
+    let (served, client) = served_within(Limits::default(), 64 << 20).await;
+    let mut client = client.into_std().expect("a socket");
+    client.set_nonblocking(false).expect("a blocking socket");
+    for round in 0..60u8 {
+        let mut all = Vec::new();
+        for part in 0..3u8 {
+            let offset = usize::from(part) * LEN / 2;
+            all.extend(request(Command::Write, part.into(), offset as u64, LEN as u64));
+            all.extend(std::iter::repeat_n(3 * round + part, LEN));
+        }
+        client.write_all(&all).expect("sent");
+        client.read_exact(&mut [0; 3 * 16]).expect("replies");
+        client.write_all(&request(Command::Read, 7, 0, 2 * LEN as u64)).expect("sent");
+        let mut reply = vec![0; 16 + 2 * LEN];
+        client.read_exact(&mut reply).expect("a reply and its data");
+        let right = |(half, bytes): (usize, &[u8])| {
+            let last = 3 * round + half.min(2) as u8;
+            bytes.iter().all(|&byte| byte == last)
+        };
+        assert!(reply[16..].chunks(LEN / 2).enumerate().all(right), "round {round}");
+    }
+    drop(client);
+    served.end.await.expect("no panic");
 }

@@ -48,7 +48,7 @@ impl<T, F: Future<Output = Result<T>>> Started<T, F> {
 }
 
 /// What a request does on the chain when it has its turn.
-pub(super) trait Work: Send + 'static {
+pub trait Work: Send + 'static {
     type Output: Send;
 
     /// Begins, and does all of it if nothing has to be waited for. `None`: [`Work::go_on`] does the rest.
@@ -82,8 +82,49 @@ enum Reached {
     Throttle,
     /// Its place in the order of turns.
     Line(Listed<Arc<Tracker>>),
+    /// Its turn.
+    Turn(Listed<Arc<Tracker>>),
     /// Work on the chain.
     Work(Listed<Arc<Tracker>>),
+}
+
+/// A request that is listed, in its place among those on the same bytes, and has not begun to work. Dropping it takes it
+/// off the list.
+pub struct Prepared<W> {
+    device: Arc<Device>,
+    client: Client,
+    op: Op,
+    range: ByteRange,
+    began: Moment,
+    reached: Reached,
+    work: W,
+}
+
+impl<W: Work> Prepared<W> {
+    /// Whether it has its turn, so that it need not wait for others.
+    pub fn has_turn(&self) -> bool {
+        matches!(self.reached, Reached::Turn(_))
+    }
+
+    /// Starts it, on any thread. If it is done on return, `clock` is the moment of that.
+    pub fn start(
+        self,
+        clock: &mut Moment,
+    ) -> Started<W::Output, impl Future<Output = Result<W::Output>> + Send + use<W>> {
+        let Prepared { device, client, op, range, began, mut reached, mut work } = self;
+        if let Reached::Turn(listed) = reached {
+            reached = match device.begin_work(&client, &mut work) {
+                Err(error) => return Started::Done(Err(error)),
+                Ok(Some(outcome)) => {
+                    *clock = Moment::now();
+                    device.finish(listed, &client, outcome.as_ref().err(), *clock);
+                    return Started::Done(outcome);
+                }
+                Ok(None) => Reached::Work(listed),
+            };
+        }
+        Started::Going(async move { device.go_on(op, range, &client, began, reached, work).await })
+    }
 }
 
 impl Device {
@@ -116,6 +157,23 @@ impl Device {
         Started::Going(async move { device.go_on(op, range, &client, began, reached, work).await })
     }
 
+    /// Lists a request at `began`, a moment just passed, and leaves its work for later.
+    pub(super) fn prepare<W: Work>(
+        self: &Arc<Self>,
+        op: Op,
+        range: ByteRange,
+        client: &Client,
+        began: Moment,
+        work: W,
+    ) -> Result<Prepared<W>> {
+        let reached = match self.list_now(op, range, client, began)? {
+            None => Reached::Throttle,
+            Some(listed) if listed.ticket.works() => Reached::Turn(listed.keep(&self.tracker)),
+            Some(listed) => Reached::Line(listed.keep(&self.tracker)),
+        };
+        Ok(Prepared { device: Arc::clone(self), client: client.clone(), op, range, began, reached, work })
+    }
+
     async fn go_on<W: Work>(
         &self,
         op: Op,
@@ -127,6 +185,7 @@ impl Device {
     ) -> Result<W::Output> {
         let listed = match reached {
             Reached::Work(listed) => return self.finish_work(listed, client, work.go_on(self)).await,
+            Reached::Turn(listed) => listed,
             Reached::Line(mut listed) => {
                 self.wait_for_turn(&mut listed, client).await?;
                 listed

@@ -32,8 +32,11 @@ use crate::stats::{DiskStats, Stats};
 use crate::throttle::Throttle;
 use crate::tracker::{Op, RequestInfo, Tracker};
 
-pub use life::Started;
+pub use life::{Prepared, Started};
 use work::Write;
+
+/// A write that is listed and has not begun.
+pub type PreparedWrite = Prepared<Write>;
 
 /// Bytes that one hint to read ahead is about at most; what lies behind them is left to later hints.
 const CACHE_MOST: u64 = 32 << 20;
@@ -172,6 +175,22 @@ impl Device {
         clock: &mut Moment,
     ) -> Started<(), impl Future<Output = Result<()>> + Send + use<>> {
         self.start(Op::Write, range, client, clock, Write::new(self, range, data, fua))
+    }
+
+    /// Lists a [write](Device::write) of `data`, which is as long as `range`, at `began`, a moment just passed, to be
+    /// started later, perhaps by another thread. Requests on the same bytes that come after this wait for it.
+    ///
+    /// # Errors
+    /// As [`Device::write`], for what is known already.
+    pub fn prepare_write(
+        self: &Arc<Self>,
+        client: &Client,
+        range: ByteRange,
+        data: Buf,
+        fua: bool,
+        began: Moment,
+    ) -> Result<PreparedWrite> {
+        self.prepare(Op::Write, range, client, began, Write::new(self, range, data, fua))
     }
 
     /// Makes a range read as zeroes; with `fua` durably.

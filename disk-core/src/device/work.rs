@@ -21,7 +21,7 @@ impl Work for Reading {
 }
 
 /// A write.
-pub(super) struct Write {
+pub struct Write {
     step: Step,
     /// It is to be durable.
     fua: bool,
