@@ -118,6 +118,15 @@ enum Incoming {
     Memory { request: Admitted, lease: Pin<Box<dyn Future<Output = Lease> + Send>> },
 }
 
+/// Why no more of what has come is taken for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Short {
+    /// More has to come first.
+    OfInput,
+    /// Something has to be done, sent or given back first.
+    OfRoom,
+}
+
 /// Whether more requests are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mood {
@@ -216,7 +225,8 @@ impl Connection {
     pub async fn serve(mut self, stop: &Stop) -> (End, Arc<Socket>) {
         let end = self.run(stop).await;
         // Who has said goodbye is owed all that was asked for before, whether or not the answers can be sent.
-        if self.mood != Mood::Leaving || matches!(end, End::Stopped) {
+        let owed = self.mood == Mood::Leaving && !matches!(end, End::Stopped);
+        if !owed {
             self.context.client.leave();
         }
         while self.helped {
@@ -226,9 +236,12 @@ impl Connection {
         while self.errands.out() > 0 {
             future::poll_fn(|context| self.errands.poll_report(context)).await;
             for report in self.errands.reports() {
-                if let Report::Started(Started::Going(going)) = report {
-                    self.in_flight.push(going);
-                }
+                let report = match report {
+                    // It was asked for before the goodbye.
+                    Report::NotStarted(write) if owed => Report::Started(write.start(&mut Moment::now())),
+                    report => report,
+                };
+                self.in_flight.extend(report.going());
             }
         }
         while self.in_flight.next().await.is_some() {}
@@ -242,7 +255,7 @@ impl Connection {
     fn discard_unread(&self) {
         let mut room = Pool::global().take(RECEIVE);
         for _ in 0..DISCARDS_MOST {
-            if !matches!(self.socket.try_read(&mut room), Ok(1..)) {
+            if !matches!(self.socket.receive_now(&mut room), Ok(1..)) {
                 return;
             }
         }
@@ -252,23 +265,24 @@ impl Connection {
         let (stopping, cutting) = (pin!(stop.stopping()), pin!(stop.cutting()));
         let mut watch = Watch { stopping, cutting, alarm: pin!(tokio::time::sleep(LOOK)) };
         loop {
-            if let Err(end) = self.take_requests().await {
-                return end;
-            }
-            let short_of_room = !self.takes_more();
+            let short = match self.take_requests().await {
+                Ok(short) => short,
+                Err(end) => return end,
+            };
             if let Err(error) = self.send() {
                 return End::Gone(error);
             }
             if let Some(end) = self.ended() {
                 return end;
             }
-            // Sending makes room for requests that are here already, and for which no byte will come any more.
-            let goes_on = if short_of_room && self.takes_more() { Ok(true) } else { self.receive() };
+            // Sending makes room for requests that are here already, and for which no byte will come any more. Whether it
+            // was room that was short is asked once: a helper may make some at any time.
+            let goes_on = if short == Short::OfRoom { Ok(self.takes_more()) } else { self.receive() };
             match goes_on {
                 // Once in a while other tasks of the thread get their turn.
                 Ok(true) => consume_budget().await,
                 Ok(false) => {
-                    if let Some(end) = self.wait(&mut watch).await {
+                    if let Some(end) = self.wait(&mut watch, short).await {
                         return end;
                     }
                 }
@@ -281,12 +295,17 @@ impl Connection {
         }
     }
 
-    /// Parses and starts what has been received, as far as there is room for it.
-    async fn take_requests(&mut self) -> Result<(), End> {
+    /// Parses and starts what has been received, as far as there is room for it. Returns what there was too little of.
+    async fn take_requests(&mut self) -> Result<Short, End> {
         self.clock = Moment::now();
         if self.errands.out() > 0 {
-            for report in self.errands.reports() {
-                self.hear(report).await?;
+            let mut reports = self.errands.reports().into_iter();
+            while let Some(report) = reports.next() {
+                if let Err(end) = self.hear(report).await {
+                    // What has started is awaited whatever became of another.
+                    self.in_flight.extend(reports.filter_map(Report::going));
+                    return Err(end);
+                }
             }
         }
         let mut left = BATCH;
@@ -297,7 +316,7 @@ impl Connection {
             if let Incoming::Header = self.incoming {
                 let style = self.context.session.header_style();
                 let parsed = Request::parse(self.input.bytes(), style).map_err(End::Violation)?;
-                let Some((request, len)) = parsed else { return Ok(()) };
+                let Some((request, len)) = parsed else { return Ok(Short::OfInput) };
                 self.input.consume(len);
                 if let Some(going) = self.take(request).map_err(End::Violation)? {
                     self.keep(going).await;
@@ -319,7 +338,7 @@ impl Connection {
                     filled += self.input.take_into(&mut buffer[filled..]);
                     if filled < buffer.len() {
                         self.incoming = Incoming::Payload { request, lease, buffer, filled, pace };
-                        return Ok(());
+                        return Ok(Short::OfInput);
                     }
                     self.write(request, buffer.freeze(), lease).await?;
                 }
@@ -328,16 +347,16 @@ impl Connection {
                     self.input.consume(skipped as usize);
                     if skipped < left {
                         self.incoming = Incoming::Skip(left - skipped);
-                        return Ok(());
+                        return Ok(Short::OfInput);
                     }
                 }
                 memory @ Incoming::Memory { .. } => {
                     self.incoming = memory;
-                    return Ok(());
+                    return Ok(Short::OfRoom);
                 }
             }
         }
-        Ok(())
+        Ok(Short::OfRoom)
     }
 
     /// Whether what is being received goes on. A payload always does: it has its memory, and may be all that the
@@ -483,6 +502,7 @@ impl Connection {
 
     /// Sends as much as the socket takes, or leaves it to whoever sends already.
     fn send(&mut self) -> io::Result<()> {
+        self.count_what_helpers_sent();
         while self.helped {
             match self.lane.take_back()? {
                 Some(returned) => {
@@ -505,6 +525,12 @@ impl Connection {
             self.sending = None;
         }
         Ok(())
+    }
+
+    fn count_what_helpers_sent(&mut self) {
+        if let Some(pace) = &mut self.sending {
+            pace.moved(self.lane.take_sent());
+        }
     }
 
     /// Whether there are replies that are to be sent, and not by another core.
@@ -555,8 +581,8 @@ impl Connection {
     }
 
     /// Waits until something can go on.
-    async fn wait(&mut self, watch: &mut Watch<'_>) -> Option<End> {
-        let receives = self.receives();
+    async fn wait(&mut self, watch: &mut Watch<'_>, short: Short) -> Option<End> {
+        let receives = short == Short::OfInput && self.receives();
         let sends = self.has_unsent();
         let interest = match (receives, sends) {
             (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
@@ -578,13 +604,11 @@ impl Connection {
                 _ => std::future::pending().await,
             }
         };
-        // For room for more replies, or for the end.
-        let below = if self.mood != Mood::Serving {
-            1
-        } else if receives {
-            0
-        } else {
-            QUEUED_MOST
+        // For what a helper makes room for, or for its end.
+        let below = match short {
+            Short::OfInput if self.mood == Mood::Serving => 0,
+            Short::OfRoom if self.lane.queued() >= 2 * QUEUED_MOST => QUEUED_MOST,
+            _ => 1,
         };
         let (lane, helped) = (&self.lane, self.helped);
         let room = future::poll_fn(|context| lane.poll_below(context, below));
@@ -658,6 +682,7 @@ impl Connection {
             return None;
         }
         self.look_at = now.after(LOOK);
+        self.count_what_helpers_sent();
         if stop.is_cutting() {
             return Some(End::Stopped);
         }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use futures_util::task::AtomicWaker;
 
 use crate::helpers::Helpers;
-use crate::request::{Started, Write};
+use crate::request::{Going, Started, Write};
 
 /// Writes that wait behind the one that is being done, so that the helper need not sleep between them.
 const WAITING_MOST: usize = 1;
@@ -23,6 +23,16 @@ pub enum Report {
     NotStarted(Write),
     /// A fault of this program cut it short.
     Lost,
+}
+
+impl Report {
+    /// What is to be awaited of it.
+    pub fn going(self) -> Option<Going> {
+        match self {
+            Report::Started(Started::Going(going)) => Some(going),
+            _ => None,
+        }
+    }
 }
 
 /// A write to be done.

@@ -6,6 +6,7 @@
 //! Invariant: nothing queues here. A helper that is free takes a job at once; if none is, whoever asks does it himself.
 
 use std::collections::VecDeque;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -111,7 +112,8 @@ impl Helpers {
             };
             crew.idle -= 1;
             drop(crew);
-            job();
+            // Whoever gave it guards itself against a panic; the thread is everybody's.
+            let _ = panic::catch_unwind(AssertUnwindSafe(job));
             crew = self.lock();
             crew.idle += 1;
         }

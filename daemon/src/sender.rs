@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -30,6 +30,8 @@ struct Shared {
     state: Mutex<State>,
     /// Bytes that were handed over and are not sent.
     queued: AtomicU64,
+    /// Bytes that helpers have sent and the connection has not heard of.
+    sent: AtomicUsize,
     /// Told when a helper could not send all, and when fewer bytes than this are queued (0: never).
     waker: AtomicWaker,
     wake_below: AtomicU64,
@@ -53,6 +55,7 @@ impl Lane {
             socket,
             state: Mutex::default(),
             queued: AtomicU64::new(0),
+            sent: AtomicUsize::new(0),
             waker: AtomicWaker::new(),
             wake_below: AtomicU64::new(0),
         }))
@@ -61,6 +64,11 @@ impl Lane {
     /// Bytes that were handed over and are not sent.
     pub fn queued(&self) -> u64 {
         self.0.queued.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that helpers have sent since this was asked.
+    pub fn take_sent(&self) -> usize {
+        self.0.sent.swap(0, Ordering::Relaxed)
     }
 
     /// Hands over what is in `outbox`, behind what was handed over before. With `starts` a helper is looked for if none
@@ -160,6 +168,7 @@ impl Shared {
             let sent = self.socket.send_now(&outbox.slices())?;
             outbox.advance(sent);
             self.queued.fetch_sub(sent as u64, Ordering::Relaxed);
+            self.sent.fetch_add(sent, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -229,6 +238,7 @@ mod tests {
         std::future::poll_fn(|context| lane.poll_below(context, 1)).await;
         assert_eq!(lane.take_back().expect("no error").expect("free").len(), 0);
         assert_eq!(lane.queued(), 0);
+        assert_eq!((lane.take_sent(), lane.take_sent()), (20 * 1001, 0), "told once");
     }
 
     #[tokio::test]

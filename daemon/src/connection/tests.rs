@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use disk_core::chain::{Chain, ChainOptions};
+use disk_core::ByteRange;
+use disk_core::chain::{Chain, ChainOptions, Piece};
 use disk_core::device::DeviceOptions;
 use disk_core::format::Format;
 use disk_core::format::raw::Raw;
@@ -61,6 +62,7 @@ fn session(options: &[(u32, &[u8])]) -> Session {
 struct Served {
     stop: Stop,
     budget: Budget,
+    device: Arc<Device>,
     end: JoinHandle<End>,
 }
 
@@ -79,11 +81,12 @@ async fn served_within(limits: Limits, budget: u64) -> (Served, UnixStream) {
     let budget = Budget::new(budget);
     let allowance = Allowance::new(budget.clone());
     let session = session(&[(1, b"disk")]);
-    let connection = Connection::new(Socket::Unix(ours), session, &[], device, Client::new(), allowance, 128);
+    let disk = Arc::clone(&device);
+    let connection = Connection::new(Socket::Unix(ours), session, &[], disk, Client::new(), allowance, 128);
     let stop = Stop::default();
     let heard = stop.clone();
     let end = tokio::spawn(async move { connection.serve(&heard).await.0 });
-    (Served { stop, budget, end }, theirs)
+    (Served { stop, budget, device, end }, theirs)
 }
 
 fn request(command: Command, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
@@ -364,4 +367,32 @@ async fn large_writes_on_the_same_bytes_are_done_in_the_order_in_which_they_came
     }
     drop(client);
     served.end.await.expect("no panic");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn large_writes_that_came_before_a_goodbye_are_done_although_the_client_closes_its_side() {
+    const LEN: usize = 256 << 10;
+    for round in 1..60u8 {
+        let (served, client) = served_within(Limits::default(), 64 << 20).await;
+        let mut client = client.into_std().expect("a socket");
+        client.set_nonblocking(false).expect("a blocking socket");
+        let mut all = Vec::new();
+        for part in 0..4 {
+            all.extend(request(Command::Write, part as u64, (part * LEN) as u64, LEN as u64));
+            all.extend(std::iter::repeat_n(round, LEN));
+        }
+        all.extend(request(Command::Disconnect, 0, 0, 0));
+        client.write_all(&all).expect("sent");
+        client.shutdown(std::net::Shutdown::Write).expect("half closed");
+        let mut replies = Vec::new();
+        client.read_to_end(&mut replies).expect("the end");
+        assert_eq!(replies.len(), 4 * 16, "round {round}");
+        let end = served.end.await.expect("no panic");
+        assert!(matches!(end, End::Disconnected), "{end:?}");
+        let pieces = served.device.read(&Client::new(), ByteRange::new(0, SIZE)).await.expect("read");
+        let [Piece::Data(bytes)] = &pieces[..] else { panic!("all of a raw disk is data") };
+        assert!(bytes.iter().all(|&byte| byte == round), "round {round}");
+        assert!(served.device.requests().is_empty());
+        assert_eq!(served.budget.used(), 0);
+    }
 }

@@ -154,6 +154,11 @@ impl Space {
         if reads_as_zeroes { &mut self.punched } else { &mut self.rough }.insert_range(range);
     }
 
+    /// Nobody knows what became of a range that was to be punched, or whether it still will be: nobody gets it.
+    pub fn punch_lost(&mut self) {
+        self.under_way -= 1;
+    }
+
     /// Whether a flush or a punch under way may bring slots back.
     pub fn awaits_slots(&self) -> bool {
         self.under_way > 0

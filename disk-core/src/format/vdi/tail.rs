@@ -53,24 +53,26 @@ impl Drop for FlushUnderWay<'_> {
     }
 }
 
-/// Slots that are being punched, until it is known what they read as.
+/// Slots that are being punched, until it is known what they read as. If a fault cuts that short, nobody gets them: the
+/// punch may still come.
 struct PunchUnderWay<'a> {
     inner: &'a Inner,
     slots: Option<Range<u32>>,
-    zeroes: bool,
 }
 
 impl PunchUnderWay<'_> {
-    fn end(&mut self) {
+    fn end(&mut self, zeroes: bool) {
         if let Some(slots) = self.slots.take() {
-            self.inner.space().punched(slots, self.zeroes);
+            self.inner.space().punched(slots, zeroes);
         }
     }
 }
 
 impl Drop for PunchUnderWay<'_> {
     fn drop(&mut self) {
-        self.end();
+        if self.slots.is_some() {
+            self.inner.space().punch_lost();
+        }
     }
 }
 
@@ -95,9 +97,9 @@ impl Inner {
         let _punching = self.punching.lock().await;
         for _ in 0..PUNCHES_PER_FLUSH {
             let Some(slots) = self.space().take_detached() else { return };
-            let mut under_way = PunchUnderWay { inner: self, slots: Some(slots.clone()), zeroes: false };
+            let mut under_way = PunchUnderWay { inner: self, slots: Some(slots.clone()) };
             if planted(Bug::PunchAfterReuse) {
-                under_way.end();
+                under_way.end(false);
             }
             let how = Zero { may_free: true, fast_only: true };
             let outcome = self.storage.zero(self.shape.slots(slots.start, slots.end), how).await;
@@ -106,7 +108,7 @@ impl Inner {
             {
                 tracing::debug!(%error, "free blocks keep their space");
             }
-            under_way.zeroes = outcome.is_ok();
+            under_way.end(outcome.is_ok());
         }
     }
 
