@@ -11,6 +11,10 @@
 //! when the client is gone without a goodbye never does: who connects again sends it again, and it must not undo what
 //! is acknowledged then.
 
+mod input;
+mod pace;
+mod presence;
+
 use std::collections::VecDeque;
 use std::future;
 use std::io;
@@ -26,28 +30,24 @@ use disk_core::clock::Moment;
 use disk_core::device::Device;
 use futures_util::poll;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use nbd_wire::{Admitted, Command, HeaderStyle, Refused, Request, Session, Violation};
+use nbd_wire::{Admitted, Refused, Request, Session, Violation};
 use tokio::io::Interest;
 use tokio::task::coop::consume_budget;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep};
 
-use crate::errand::{Errands, Report};
 use crate::helpers::Activity;
 use crate::memory::{Allowance, Lease};
+use crate::offload::{Offload, Report};
 use crate::outbox::Outbox;
 use crate::reply;
 use crate::request::{self, Context, Going, Started, Write};
 use crate::sender::Lane;
 use crate::socket::Socket;
 use crate::stop::Stop;
-
-/// Bytes that one receive takes at most: what a Unix socket holds, so that a client's writes come as the batch that it
-/// sent, and are answered as one.
-const RECEIVE: usize = 256 << 10;
-
-/// The same until a receive has filled it: most connections never send more at once, or are silent.
-const RECEIVE_FIRST: usize = 16 << 10;
+use input::{Input, RECEIVE};
+use pace::Pace;
+use presence::Presence;
 
 /// A payload of so many bytes is worth a receive of its own, straight to where it belongs. While such payloads come, a
 /// receive takes no more than [`AHEAD`] bytes of what may be the next one.
@@ -68,22 +68,10 @@ const BATCH: usize = 128;
 const PIECE: u64 = 64 << 10;
 
 /// A write of so many bytes is worth being done on another core while the next payload is received.
-const ERRAND: usize = 256 << 10;
+const OFFLOAD: usize = 256 << 10;
 
 /// How often a busy connection looks around: is its client still there, does it move, does the daemon stop?
 const LOOK: Duration = Duration::from_millis(100);
-
-/// How long a client may take for the next [`STALL_BYTES`] of a payload or of replies (or for all of it, if that is less)
-/// while others wait for the memory it holds. One byte now and then is not enough, or a few such clients could hold all
-/// memory for ever.
-const STALL_MOST: Duration = Duration::from_secs(10);
-
-/// See [`STALL_MOST`]: a link of a megabit a second manages.
-const STALL_BYTES: usize = 1 << 20;
-
-/// How long a client that was there is taken to be still there. Nobody gives a connection up, sends what was in flight
-/// over another one and has it acknowledged in less.
-const TRUST: Duration = Duration::from_micros(100);
 
 /// How long a client has to take its last replies when the daemon stops.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -154,7 +142,7 @@ pub struct Connection {
     /// Another core sends, so this one does not.
     helped: bool,
     /// Large writes that another core does.
-    errands: Errands,
+    offload: Offload,
     /// What the other core could not send; goes before the outbox.
     returned: VecDeque<Outbox>,
     activity: Activity,
@@ -198,7 +186,7 @@ impl Connection {
         Connection {
             lane: Lane::new(Arc::clone(&socket)),
             helped: false,
-            errands: Errands::new(),
+            offload: Offload::new(),
             returned: VecDeque::new(),
             activity: Activity::new(),
             socket,
@@ -214,7 +202,7 @@ impl Connection {
             mood: Mood::Serving,
             sending: None,
             look_at: now,
-            presence: Presence { seen_at: now, gone: false, goodbye: false },
+            presence: Presence::new(now),
             active: false,
             resting: false,
         }
@@ -233,9 +221,9 @@ impl Connection {
             future::poll_fn(|context| self.lane.poll_below(context, 1)).await;
             self.helped = matches!(self.lane.take_back(), Ok(None));
         }
-        while self.errands.out() > 0 {
-            future::poll_fn(|context| self.errands.poll_report(context)).await;
-            for report in self.errands.reports() {
+        while self.offload.out() > 0 {
+            future::poll_fn(|context| self.offload.poll_report(context)).await;
+            for report in self.offload.reports() {
                 let report = match report {
                     // It was asked for before the goodbye.
                     Report::NotStarted(write) if owed => Report::Started(write.start(&mut Moment::now())),
@@ -298,8 +286,8 @@ impl Connection {
     /// Parses and starts what has been received, as far as there is room for it. Returns what there was too little of.
     async fn take_requests(&mut self) -> Result<Short, End> {
         self.clock = Moment::now();
-        if self.errands.out() > 0 {
-            let mut reports = self.errands.reports().into_iter();
+        if self.offload.out() > 0 {
+            let mut reports = self.offload.reports().into_iter();
             while let Some(report) = reports.next() {
                 if let Err(end) = self.hear(report).await {
                     // What has started is awaited whatever became of another.
@@ -368,7 +356,7 @@ impl Connection {
             Incoming::Memory { .. } => false,
             Incoming::Header => {
                 self.mood != Mood::Leaving
-                    && self.in_flight.len() + self.errands.out() < self.most_in_flight
+                    && self.in_flight.len() + self.offload.out() < self.most_in_flight
                     && self.outbox.queued() < QUEUED_MOST
                     && self.lane.queued() < 2 * QUEUED_MOST
                     && !self.allowance.is_used_up()
@@ -419,7 +407,7 @@ impl Connection {
 
     /// Starts a write; a large one on another core, if one is free and more is here to be received meanwhile.
     async fn write(&mut self, request: Admitted, payload: Buf, lease: Lease) -> Result<(), End> {
-        let helps = payload.len() >= ERRAND
+        let helps = payload.len() >= OFFLOAD
             && self.returned.is_empty()
             && self.activity.leaves_a_core()
             && (!self.input.is_empty() || self.socket.holds_more());
@@ -436,15 +424,15 @@ impl Connection {
             Err(done) => return self.hear(Report::Started(Started::Done(*done))).await,
         };
         let socket = Arc::clone(&self.socket);
-        let errand = Box::new(move || {
+        let job = Box::new(move || {
             if socket.is_hung_up() {
                 return Report::NotStarted(write);
             }
             Report::Started(write.start(&mut Moment::now()))
         });
-        match self.errands.give(errand) {
+        match self.offload.give(job) {
             Ok(()) => Ok(()),
-            Err(errand) => self.hear(errand()).await,
+            Err(job) => self.hear(job()).await,
         }
     }
 
@@ -571,7 +559,7 @@ impl Connection {
 
     /// Whether everything is done that is going to be.
     fn ended(&self) -> Option<End> {
-        let idle = self.in_flight.is_empty() && self.errands.out() == 0 && !self.helped && !self.has_unsent();
+        let idle = self.in_flight.is_empty() && self.offload.out() == 0 && !self.helped && !self.has_unsent();
         match self.mood {
             Mood::Leaving if idle => Some(End::Disconnected),
             // What is still being received was never acknowledged: the client sends it again elsewhere.
@@ -584,13 +572,7 @@ impl Connection {
     async fn wait(&mut self, watch: &mut Watch<'_>, short: Short) -> Option<End> {
         let receives = short == Short::OfInput && self.receives();
         let sends = self.has_unsent();
-        let interest = match (receives, sends) {
-            (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
-            (true, false) => Some(Interest::READABLE),
-            (false, true) => Some(Interest::WRITABLE),
-            (false, false) => None,
-        };
-        let works = !self.in_flight.is_empty() || self.errands.out() > 0 || self.helped;
+        let works = !self.in_flight.is_empty() || self.offload.out() > 0 || self.helped;
         let idle = !works && !sends && matches!(self.incoming, Incoming::Header);
         if self.resting && (self.active || !idle) {
             self.resting = false;
@@ -601,7 +583,7 @@ impl Connection {
         let memory = async {
             match &mut self.incoming {
                 Incoming::Memory { lease, .. } => lease.as_mut().await,
-                _ => std::future::pending().await,
+                _ => future::pending().await,
             }
         };
         // For what a helper makes room for, or for its end.
@@ -612,8 +594,8 @@ impl Connection {
         };
         let (lane, helped) = (&self.lane, self.helped);
         let room = future::poll_fn(|context| lane.poll_below(context, below));
-        let (errands, away) = (&self.errands, self.errands.out() > 0);
-        let report = future::poll_fn(|context| errands.poll_report(context));
+        let (offload, away) = (&self.offload, self.offload.out() > 0);
+        let report = future::poll_fn(|context| offload.poll_report(context));
         let (socket, in_flight) = (&self.socket, &mut self.in_flight);
         let done = future::poll_fn(|context| {
             // After a long wait, before any of them goes on.
@@ -625,9 +607,9 @@ impl Connection {
             in_flight.poll_next_unpin(context)
         });
         let ready = async {
-            match interest {
+            match interest(receives, sends) {
                 Some(interest) => socket.ready(interest).await.map(drop),
-                None => std::future::pending().await,
+                None => future::pending().await,
             }
         };
         tokio::select! {
@@ -639,18 +621,7 @@ impl Connection {
                     reply::answer(&self.context.session, &mut self.outbox, done);
                 }
             }
-            lease = memory => {
-                self.clock = Moment::now();
-                if self.is_abandoned() {
-                    return Some(End::Gone(io::ErrorKind::UnexpectedEof.into()));
-                }
-                if let Incoming::Memory { request, .. } =
-                    mem::replace(&mut self.incoming, Incoming::Header)
-                    && let Some(going) = self.go_on(request, lease)
-                {
-                    self.keep(going).await;
-                }
-            }
+            lease = memory => return self.take_with(lease).await,
             () = room, if helped => {}
             () = report, if away => {}
             ready = ready => {
@@ -662,9 +633,7 @@ impl Connection {
             () = &mut watch.cutting => return Some(End::Stopped),
             () = &mut watch.alarm, if !self.resting => {
                 if idle && !self.active {
-                    self.input.release();
-                    self.activity.set(false);
-                    self.resting = true;
+                    self.rest();
                 } else {
                     self.active = false;
                     self.look_at = Moment::now();
@@ -673,6 +642,29 @@ impl Connection {
             }
         }
         None
+    }
+
+    /// Goes on with the request that waited for memory, which is here.
+    async fn take_with(&mut self, lease: Lease) -> Option<End> {
+        self.clock = Moment::now();
+        if self.is_abandoned() {
+            return Some(End::Gone(io::ErrorKind::UnexpectedEof.into()));
+        }
+        if let Incoming::Memory { request, .. } = mem::replace(&mut self.incoming, Incoming::Header)
+            && let Some(going) = self.go_on(request, lease)
+        {
+            self.keep(going).await;
+        }
+        None
+    }
+
+    /// Keeps no more memory than a client needs that is silent.
+    fn rest(&mut self) {
+        self.input.release();
+        self.lane.release();
+        self.outbox = Outbox::default();
+        self.activity.set(false);
+        self.resting = true;
     }
 
     /// Now and then, a look around.
@@ -711,6 +703,16 @@ impl Connection {
     }
 }
 
+/// What to wait for at the socket; `None` if for nothing.
+fn interest(receives: bool, sends: bool) -> Option<Interest> {
+    match (receives, sends) {
+        (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+        (true, false) => Some(Interest::READABLE),
+        (false, true) => Some(Interest::WRITABLE),
+        (false, false) => None,
+    }
+}
+
 /// Sends `outbox` as far as the socket takes it. Returns whether that was all.
 fn send_all(socket: &Socket, outbox: &mut Outbox, pace: &mut Option<Pace>) -> io::Result<bool> {
     while !outbox.is_empty() {
@@ -730,145 +732,6 @@ fn send_all(socket: &Socket, outbox: &mut Outbox, pace: &mut Option<Pace>) -> io
         }
     }
     Ok(true)
-}
-
-/// What is known of the other end of the socket.
-struct Presence {
-    /// When it was there.
-    seen_at: Moment,
-    /// It hung up, and what it sent does not end with a goodbye.
-    gone: bool,
-    /// It hung up, and its goodbye is still to be read.
-    goodbye: bool,
-}
-
-impl Presence {
-    /// Whether the client hung up without a goodbye, looked for at most once in [`TRUST`]. `unparsed` has been received
-    /// and goes before what the socket holds; `now` is a moment just passed.
-    fn is_gone(&mut self, socket: &Socket, unparsed: &[u8], style: HeaderStyle, now: Moment) -> bool {
-        if self.gone || self.goodbye {
-            return self.gone;
-        }
-        if now.since(self.seen_at) < TRUST {
-            return false;
-        }
-        self.seen_at = now;
-        if socket.is_hung_up() {
-            // Nothing will come any more, so its last words are here.
-            let unread = socket.peek_all();
-            let len = style.request_len();
-            let words: Vec<u8> =
-                unparsed[unparsed.len().saturating_sub(len)..].iter().chain(&unread).copied().collect();
-            let last = words.len().checked_sub(len).map(|start| Request::parse(&words[start..], style));
-            self.goodbye =
-                matches!(last, Some(Ok(Some((request, _)))) if request.command == Command::Disconnect);
-            self.gone = !self.goodbye;
-        }
-        self.gone
-    }
-}
-
-/// How fast bytes move that others may be waiting for.
-struct Pace {
-    since: Moment,
-    bytes: usize,
-}
-
-impl Pace {
-    fn start(now: Moment) -> Self {
-        Pace { since: now, bytes: 0 }
-    }
-
-    fn moved(&mut self, bytes: usize) {
-        self.bytes += bytes;
-        if self.bytes >= STALL_BYTES {
-            *self = Pace::start(Moment::now());
-        }
-    }
-
-    fn stands(&self, now: Moment) -> bool {
-        now.since(self.since) > STALL_MOST
-    }
-}
-
-/// Bytes that were received and not parsed yet.
-struct Input {
-    buffer: Option<BufMut>,
-    /// Bytes that the buffer should have.
-    size: usize,
-    start: usize,
-    end: usize,
-}
-
-impl Input {
-    fn new(leftover: &[u8]) -> Self {
-        let mut input = Input { buffer: None, size: RECEIVE_FIRST, start: 0, end: 0 };
-        if !leftover.is_empty() {
-            let mut buffer = Pool::global().take(leftover.len().max(input.size));
-            buffer[..leftover.len()].copy_from_slice(leftover);
-            (input.buffer, input.end) = (Some(buffer), leftover.len());
-        }
-        input
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.buffer.as_ref().map_or(&[], |buffer| &buffer[self.start..self.end])
-    }
-
-    fn is_empty(&self) -> bool {
-        self.start == self.end
-    }
-
-    fn is_full(&self) -> bool {
-        self.buffer.as_ref().is_some_and(|buffer| self.end - self.start >= buffer.len().max(self.size))
-    }
-
-    fn consume(&mut self, len: usize) {
-        self.start += len;
-        debug_assert!(self.start <= self.end);
-        if self.is_empty() {
-            (self.start, self.end) = (0, 0);
-        }
-    }
-
-    /// Moves bytes to where they belong; returns how many.
-    fn take_into(&mut self, into: &mut [u8]) -> usize {
-        let len = into.len().min(self.end - self.start);
-        into[..len].copy_from_slice(&self.bytes()[..len]);
-        self.consume(len);
-        len
-    }
-
-    /// Receives up to `most` bytes more, as many as there is room for.
-    fn fill(&mut self, most: usize, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
-        let buffer = self.buffer.get_or_insert_with(|| Pool::global().take(self.size));
-        if self.end == buffer.len() || (self.start == self.end && buffer.len() < self.size) {
-            let left = self.end - self.start;
-            if buffer.len() < self.size {
-                let small = mem::replace(buffer, Pool::global().take(self.size));
-                buffer[..left].copy_from_slice(&small[self.start..self.end]);
-            } else {
-                buffer.copy_within(self.start..self.end, 0);
-            }
-            (self.start, self.end) = (0, left);
-        }
-        let room = self.end..buffer.len().min(self.end + most);
-        let wanted = room.len();
-        let len = read(&mut buffer[room])?;
-        self.end += len;
-        if len == wanted && self.end == buffer.len() {
-            self.size = RECEIVE;
-        }
-        Ok(len)
-    }
-
-    /// Gives the buffer back while nothing is in it.
-    fn release(&mut self) {
-        if self.is_empty() {
-            self.buffer = None;
-            self.size = RECEIVE_FIRST;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -93,6 +93,11 @@ impl Lane {
         true
     }
 
+    /// Keeps nothing for later use.
+    pub fn release(&self) {
+        self.0.lock().spare = Vec::new();
+    }
+
     /// What a helper could not send, in order, once it has come to its end: `None` as long as one has the lane.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
+use super::pace::STALL_MOST;
 use super::*;
 use crate::memory::{Budget, PRIVATE};
 
@@ -219,41 +220,6 @@ fn a_status_request_pays_for_the_longest_answer_and_that_fits_into_a_connections
     };
     assert!((2048 * 2 * 16..PRIVATE).contains(&ask(0)), "{}", ask(0));
     assert!(ask(CommandFlags::REQ_ONE) < 4096);
-}
-
-#[test]
-fn bytes_are_received_in_order_into_a_buffer_that_grows_when_it_is_filled_and_shrinks_when_it_rests() {
-    let mut input = Input::new(b"left");
-    let (mut sent, mut taken) = (4u64, 0u64);
-    let byte = |at: u64| if at < 4 { b"left"[at as usize] } else { (at % 251) as u8 };
-    for round in 0..1150u64 {
-        // Small ones, then floods, with all manner of leftovers.
-        let come = if round < 1000 { round % 90 } else { round * 7919 % (RECEIVE as u64 + 1) } as usize;
-        let most = if round % 3 == 0 { AHEAD } else { RECEIVE };
-        if !input.is_full() {
-            let fill = |room: &mut [u8]| {
-                let len = room.len().min(come);
-                for (at, into) in (sent..).zip(&mut room[..len]) {
-                    *into = byte(at);
-                }
-                Ok(len)
-            };
-            sent += input.fill(most, fill).expect("no error") as u64;
-        }
-        let consumed = (round * 104_729 % (input.bytes().len() as u64 + 1)) as usize;
-        let right = (taken..).zip(&input.bytes()[..consumed]).all(|(at, &got)| got == byte(at));
-        assert!(right, "round {round}");
-        input.consume(consumed);
-        taken += consumed as u64;
-        assert_eq!(input.bytes().len() as u64, sent - taken);
-        if round == 999 {
-            assert_eq!(input.size, RECEIVE_FIRST, "nothing has filled it");
-        }
-    }
-    assert_eq!(input.size, RECEIVE);
-    input.consume(input.bytes().len());
-    input.release();
-    assert!(input.buffer.is_none() && input.size == RECEIVE_FIRST);
 }
 
 /// Whether this process has a thread that helps.
