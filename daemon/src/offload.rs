@@ -3,6 +3,7 @@
 //! Invariant: every write that was given comes back once, and the connection waits for it before it ends.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -81,21 +82,23 @@ impl Offload {
         if state.waiting.len() == WAITING_MOST {
             return Err(job);
         }
-        if !state.helped {
-            let shared = Arc::clone(&self.shared);
-            if !Helpers::get().try_start(move || shared.work()) {
-                return Err(job);
-            }
-            state.helped = true;
-        }
         state.waiting.push_back(job);
-        self.out += 1;
-        Ok(())
+        let had_helper = mem::replace(&mut state.helped, true);
+        drop(state);
+        // Without the lock, or the first thing that the helper does is to wait for it.
+        let shared = Arc::clone(&self.shared);
+        if had_helper || Helpers::get().try_start(move || shared.work()) {
+            self.out += 1;
+            return Ok(());
+        }
+        let mut state = self.shared.lock();
+        state.helped = false;
+        Err(state.waiting.pop_back().expect("nobody has taken it"))
     }
 
     /// Those that are done.
     pub fn reports(&mut self) -> Vec<Report> {
-        let reports = std::mem::take(&mut self.shared.lock().reports);
+        let reports = mem::take(&mut self.shared.lock().reports);
         self.out -= reports.len();
         reports
     }

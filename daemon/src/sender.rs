@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -75,22 +76,29 @@ impl Lane {
     /// has the lane. Returns whether that was done; otherwise nothing has changed, and nobody has the lane.
     pub fn hand_over(&self, outbox: &mut Outbox, starts: bool) -> bool {
         let mut state = self.0.lock();
-        if !state.helped {
-            // What came back is for the connection to send, and goes before this.
-            if !starts || !state.waiting.is_empty() || state.error.is_some() {
-                return false;
-            }
-            let shared = Arc::clone(&self.0);
-            if !Helpers::get().try_start(move || shared.send_all()) {
-                return false;
-            }
-            state.helped = true;
+        // What came back is for the connection to send, and goes before this.
+        let can_start = starts && state.waiting.is_empty() && state.error.is_none();
+        let had_helper = mem::replace(&mut state.helped, true);
+        if !had_helper && !can_start {
+            state.helped = false;
+            return false;
         }
         let spare = state.spare.pop().unwrap_or_default();
-        let full = std::mem::replace(outbox, spare);
+        let full = mem::replace(outbox, spare);
         self.0.queued.fetch_add(full.queued(), Ordering::Relaxed);
         state.waiting.push_back(full);
-        true
+        drop(state);
+        // Without the lock, or the first thing that the helper does is to wait for it.
+        let shared = Arc::clone(&self.0);
+        if had_helper || Helpers::get().try_start(move || shared.send_all()) {
+            return true;
+        }
+        let mut state = self.0.lock();
+        state.helped = false;
+        let full = state.waiting.pop_back().expect("nobody has taken it");
+        self.0.queued.fetch_sub(full.queued(), Ordering::Relaxed);
+        *outbox = full;
+        false
     }
 
     /// Keeps nothing for later use.
@@ -111,7 +119,7 @@ impl Lane {
             return Err(error);
         }
         self.0.queued.store(0, Ordering::Relaxed);
-        Ok(Some(std::mem::take(&mut state.waiting)))
+        Ok(Some(mem::take(&mut state.waiting)))
     }
 
     /// Ready when a helper could not send all, or has less than `below` bytes left to send; with 1, when it has let go.

@@ -400,6 +400,40 @@ async fn what_was_begun_is_finished_after_the_storage_and_the_completions_are_dr
     }
 }
 
+#[test]
+fn what_is_under_way_when_the_runtime_ends_is_finished_and_the_storage_goes_on_in_another() {
+    for engine in [Threads, IoUring] {
+        let dir = on_disk();
+        let path = dir.path().join("disk");
+        let (first, second) = (runtime(), runtime());
+        let storage = first.block_on(async {
+            let storage = create(&path, &options(engine, Direct)).await.expect("create");
+            let mut writes: Vec<_> = (0..500u64)
+                .map(|n| storage.write(n << 16, Buf::copy_from(&[n as u8 | 1; 1 << 16])))
+                .collect();
+            let last = writes.last_mut().expect("some");
+            assert!(futures_util::poll!(last).is_pending(), "{engine:?}: it ends before they do");
+            storage
+        });
+        drop(first);
+        second.block_on(async {
+            write(&storage, 500 << 16, &[9; 1 << 16]).await;
+            drop(storage);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let storage = loop {
+                match open(&path, &OpenOptions::read_only()).await {
+                    Ok(storage) => break storage,
+                    Err(error) => assert!(Instant::now() < deadline, "{engine:?}: {error}"),
+                }
+            };
+            for n in 0..=500u64 {
+                let byte = if n == 500 { 9 } else { n as u8 | 1 };
+                assert!(read(&storage, n << 16, 1 << 16).await == [byte; 1 << 16], "{engine:?}: {n}");
+            }
+        });
+    }
+}
+
 #[tokio::test]
 async fn a_ping_is_answered_by_an_idle_storage_at_once_and_by_a_busy_one_before_its_queue_is_done() {
     for engine in [Threads, IoUring] {
