@@ -164,6 +164,48 @@ async fn after_discards_compaction_leaves_an_image_as_small_as_its_data_and_clea
     }
 }
 
+/// More blocks than are remembered as the last ones at once, and new ones between the steps.
+#[tokio::test]
+async fn compaction_of_thousands_of_blocks_moves_none_twice_while_others_are_written() {
+    const BLOCK: u64 = MIB;
+    const BLOCKS: u64 = 4_000;
+    let storage = made(dynamic((BLOCKS + 100) * BLOCK)).await;
+    let layer = open(&storage, false).await.unwrap();
+    let chain = chain_of(&[&layer]);
+    // In an order that has nothing to do with that of the disk.
+    for n in 0..BLOCKS {
+        write(&chain, n * 7919 % BLOCKS * BLOCK, &n.to_le_bytes()).await;
+    }
+    let stays = |n: u64| n % 3 == 1;
+    for n in (0..BLOCKS).filter(|&n| !stays(n)) {
+        chain.discard(ByteRange::at(n * 7919 % BLOCKS * BLOCK, BLOCK)).await.unwrap();
+    }
+    chain.flush().await.unwrap();
+    let (mut moves, mut steps) = (0, 0);
+    loop {
+        let blocks = layer.compactable();
+        if blocks.is_empty() {
+            break;
+        }
+        moves += blocks.len() as u64;
+        steps += 1;
+        layer.compact(&blocks).await.unwrap();
+        if steps < 20 {
+            write(&chain, (BLOCKS + steps) * BLOCK, b"new").await;
+        }
+    }
+    let left = (0..BLOCKS).filter(|&n| stays(n)).count() as u64 + 19;
+    assert!(steps > 50 && moves <= left, "{moves} moves of {left} blocks in {steps} steps");
+    layer.settle().await.unwrap();
+    let before = storage.len() - left * BLOCK;
+    assert!(before <= 2 * MIB, "{before} bytes more than its blocks");
+    clean_for_qemu(&storage);
+    for n in 0..BLOCKS {
+        let expected = if stays(n) { n.to_le_bytes() } else { [0; 8] };
+        assert_eq!(read(&chain, ByteRange::at(n * 7919 % BLOCKS * BLOCK, 8)).await, expected, "{n}");
+    }
+}
+
 #[tokio::test]
 async fn freed_space_goes_back_to_the_host_without_compaction() {
     let storage = made(dynamic(8 * MIB)).await;

@@ -7,7 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::claim::Claim;
 use super::entries::Change;
@@ -24,6 +24,10 @@ use crate::storage::{Storage, Zero};
 /// Blocks that move in one step: they share two flushes.
 const MOVES: usize = 16;
 
+/// Blocks that are remembered as the last ones of the file: to find them takes a look at every block of the disk, some
+/// milliseconds for each TiB.
+const KNOWN: usize = 1024;
+
 /// Bytes that settling moves at most: a moment's work, so that closing an image does not take long.
 const SETTLE_COPIES: u64 = 256 << 20;
 
@@ -32,33 +36,54 @@ const STEP: u64 = 1 << 20;
 
 impl Inner {
     /// Blocks at the end of the file for which there are holes below, the last ones first. Goes through the whole map
-    /// unless there are no holes.
+    /// when there are holes and it is not known any more which blocks come last.
     pub fn compactable(&self) -> Vec<ByteRange> {
         // What an image with extra bytes keeps in them is unknown to us: its blocks stay where they are.
         if self.info.read_only || self.info.space != Kind::Blocks || self.shape.block_extra != 0 {
             return Vec::new();
         }
         let holes = self.space().lowest(MOVES);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if holes.is_empty() {
+            *last = Vec::new();
             return Vec::new();
         }
-        let pairs = self.last_blocks(holes.len()).into_iter().zip(holes);
+        let movable = self.movable(&last, &holes);
+        if !movable.is_empty() {
+            return movable;
+        }
+        *last = self.last_blocks();
+        self.movable(&last, &holes)
+    }
+
+    /// Those of `blocks` that are in higher slots than the holes are, the highest first and one for each hole.
+    fn movable(&self, blocks: &[u32], holes: &[Slot]) -> Vec<ByteRange> {
+        let in_slot = |&block: &u32| match self.map.entry(block) {
+            Entry::Slot(slot) => Some((slot, block)),
+            Entry::Absent | Entry::Zero => None,
+        };
+        let mut blocks: Vec<(Slot, u32)> = blocks.iter().filter_map(in_slot).collect();
+        blocks.sort_unstable_by_key(|&place| Reverse(place));
+        let pairs = blocks.into_iter().zip(holes);
         pairs
-            .filter(|((slot, _), hole)| hole < slot)
+            .filter(|((slot, _), hole)| *hole < slot)
             .map(|((_, block), _)| self.shape.disk_range(block))
             .collect()
     }
 
-    /// The `most` blocks of the disk that are in the highest slots, the highest first.
-    fn last_blocks(&self, most: usize) -> Vec<(Slot, u32)> {
-        let mut highest = BinaryHeap::with_capacity(most + 1);
+    /// The blocks of the disk that are in the highest slots, as many as are known at once.
+    fn last_blocks(&self) -> Vec<u32> {
+        let mut highest = BinaryHeap::with_capacity(KNOWN + 1);
         for (block, slot) in self.map.allocated().take_while(|(block, _)| *block < self.shape.disk_blocks()) {
-            highest.push(Reverse((slot, block)));
-            if highest.len() > most {
-                highest.pop();
+            if highest.len() < KNOWN {
+                highest.push(Reverse((slot, block)));
+            } else if let Some(mut lowest) = highest.peek_mut()
+                && lowest.0.0 < slot
+            {
+                *lowest = Reverse((slot, block));
             }
         }
-        highest.into_sorted_vec().into_iter().map(|Reverse(pair)| pair).collect()
+        highest.into_iter().map(|Reverse((_, block))| block).collect()
     }
 
     /// Moves those blocks down, as far as that is still possible, and cuts the end of the file off. What the disk reads

@@ -53,6 +53,8 @@ pub struct Inner {
     pub(super) head: tokio::sync::Mutex<Head>,
     /// Held by whoever moves blocks: it has two slots for each of them.
     pub(super) moving: tokio::sync::Mutex<()>,
+    /// Blocks that were the last ones of the file, some time ago: candidates to be moved.
+    pub(super) last: Mutex<Vec<u32>>,
     /// Held by whoever punches slots: meanwhile they are in none of the sets of `space`.
     pub(super) punching: tokio::sync::Mutex<()>,
     /// Counter and length are right, and what was read at opening is durable.
@@ -107,6 +109,7 @@ impl Inner {
             doubts: Mutex::new(HashMap::new()),
             head: tokio::sync::Mutex::new(Head { bytes: head, counter: Some(header.blocks_allocated) }),
             moving: tokio::sync::Mutex::new(()),
+            last: Mutex::default(),
             punching: tokio::sync::Mutex::new(()),
             ready: OnceCell::new(),
             begun: OnceCell::new(),
