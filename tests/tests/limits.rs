@@ -1,9 +1,10 @@
-//! Throttles and accounts, measured by fio.
+//! Throttles and accounts, measured by fio, and by the Linux kernel's driver in a guest whose clock jumps.
 
 use std::collections::BTreeMap;
 
 use diskchain_tests::chain::{Base, Chain};
-use diskchain_tests::server::Server;
+use diskchain_tests::guest::Guest;
+use diskchain_tests::server::{Server, diskchain_binary};
 use diskchain_tests::tool::Tool;
 use serde_json::Value;
 
@@ -101,4 +102,95 @@ fn the_accounts_of_a_disk_equal_fios_own() {
         assert_eq!(Some(counted), told.as_u64(), "{metric}");
     }
     server.stop();
+}
+
+/// Bursts of 400 operations, then 20 a second.
+const JUMPS_CONFIG: &str = r#"
+[server]
+listen = ["unix:/run/nbd.sock"]
+[disk.disk]
+file = "/tmp/disk.raw"
+format = "raw"
+create = { size = "16MiB", format = "raw" }
+[disk.disk.throttle]
+iops_total = 20
+iops_total_max = 200
+iops_total_max_length = "2s"
+"#;
+
+/// Reads without a pause while the guest's clock is set. Time is told by /proc/uptime, which that does not change.
+const JUMPS_STORY: &str = r#"
+trap 'cat /run/server.log' EXIT
+cat >/run/diskchain.toml <<END
+CONFIG
+END
+uptime() { cut -d ' ' -f 1 /proc/uptime; }
+completed() { awk '{ print $1 }' /sys/block/nbd0/stat; }
+report started $(uptime)
+/tools/diskchain serve --config /run/diskchain.toml >>/run/server.log 2>&1 &
+server=$!
+tries=0
+until [ -S /run/nbd.sock ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 300 ]
+    sleep 0.1
+done
+/tools/nbd-client -unix /run/nbd.sock -N disk /dev/nbd0
+for reader in 0 1; do
+    while [ ! -e /run/enough ]; do
+        dd if=/dev/nbd0 of=/dev/null bs=4k count=40 iflag=direct 2>/dev/null
+    done &
+    readers="${readers:-} $!"
+done
+while [ $(completed) -lt 400 ]; do sleep 0.1; done
+
+# No jump, an hour forth, back again, and an hour back.
+for jump in 0 3600 -3600 -3600; do
+    phase=$((${phase:-0} + 1))
+    report from$phase $(uptime) $(completed) $(date +%s)
+    [ $jump = 0 ] || date -s @$(($(date +%s) + jump)) >/dev/null
+    sleep 4
+    # The host may have been busy with something else all the time. An hour it is not.
+    enough=$(($(completed) + 40))
+    tries=0
+    while [ $(completed) -lt $enough ] && [ $tries -lt 600 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+    # In this order: no operation counts that came after the time that it is counted for.
+    reads=$(completed)
+    report to$phase $(uptime) $reads $(date +%s)
+done
+touch /run/enough
+wait $readers
+/tools/nbd-client -d /dev/nbd0
+kill -TERM $server
+wait $server
+"#;
+
+#[test]
+fn a_clock_that_jumps_by_an_hour_makes_a_limit_neither_stall_nor_allow_more() {
+    let outcome = Guest::new()
+        .program(diskchain_binary())
+        .program("nbd-client")
+        .modules(&["nbd"])
+        .run(&JUMPS_STORY.replace("CONFIG", JUMPS_CONFIG));
+    let numbers = |key: &str| -> Vec<f64> {
+        let text = outcome.report(key);
+        text.split(' ').map(|word| word.parse().unwrap_or_else(|_| panic!("{key} {text}"))).collect()
+    };
+    let started = numbers("started")[0];
+    for (phase, jump) in (1..).zip([0.0, 3600.0, -3600.0, -3600.0]) {
+        let (from, to) = (numbers(&format!("from{phase}")), numbers(&format!("to{phase}")));
+        let took = to[0] - from[0];
+        let jumped = to[2] - from[2] - took;
+        assert!((jumped - jump).abs() < 10.0, "the scenario: the clock was to jump by {jump}, not {jumped}");
+        let (before, completed) = (from[1], to[1] - from[1]);
+        assert!(before >= 400.0, "the scenario: the burst is over after {before} operations");
+        let console = &outcome.console;
+        assert!(completed >= 40.0, "phase {phase}: {completed} operations in {took} s\n{console}");
+        // Whatever the clock says: the burst, the rate since the daemon started, and what was in flight.
+        let most = 400.0 + 20.0 * (to[0] - started) + 5.0;
+        assert!(to[1] <= most, "phase {phase}: {} operations, {most} are allowed\n{console}", to[1]);
+    }
 }
