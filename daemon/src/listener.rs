@@ -4,7 +4,7 @@
 //! waits and goes on.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,14 +38,30 @@ pub enum Listener {
     Tcp(TcpListener),
 }
 
-/// A socket file that goes with its listener.
+/// A socket file that goes with its listener, unless another has taken its place.
 #[derive(Debug)]
-pub struct BoundPath(PathBuf);
+pub struct BoundPath {
+    path: PathBuf,
+    /// Which file it is, by device and inode.
+    file: Option<(u64, u64)>,
+}
+
+impl BoundPath {
+    fn new(path: &Path) -> BoundPath {
+        BoundPath { path: path.to_owned(), file: identity(path) }
+    }
+}
 
 impl Drop for BoundPath {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        if identity(&self.path) == self.file {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 impl Listener {
@@ -151,7 +167,7 @@ pub async fn bind_unix(path: &Path, mode: u32) -> io::Result<(UnixListener, Boun
         }
         outcome => outcome?,
     };
-    let bound = BoundPath(path.to_owned());
+    let bound = BoundPath::new(path);
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok((listener, bound))
 }
@@ -208,6 +224,21 @@ mod tests {
         assert_eq!(Listener::bind(&address).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(live);
         assert!(!path.exists(), "taken along");
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_another_daemon_that_has_taken_the_place_of_ours_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nbd.sock");
+        let ours = Listener::bind(&Listen::Unix(path.clone())).await.unwrap();
+        // As somebody does who takes the file for one that was left behind.
+        std::fs::remove_file(&path).unwrap();
+        let theirs = Listener::bind(&Listen::Unix(path.clone())).await.unwrap();
+        drop(ours);
+        let (_, accepted) = tokio::join!(theirs.accept(), UnixStream::connect(&path));
+        accepted.expect("the other one is still reached");
+        drop(theirs);
+        assert!(!path.exists(), "it takes its own along");
     }
 
     #[tokio::test]

@@ -1,11 +1,14 @@
-//! What the daemon does to its files, seen from outside: who may open them, and when they are synced.
+//! What the daemon does to its files, seen from outside: who may open them, whose sockets they are, and when they are
+//! synced.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use diskchain_tests::chain::{Base, Chain};
 use diskchain_tests::client::Request;
-use diskchain_tests::server::Server;
+use diskchain_tests::control::Control;
+use diskchain_tests::server::{Server, diskchain};
 use diskchain_tests::tool::Tool;
 
 const MIB: u64 = 1 << 20;
@@ -57,6 +60,46 @@ fn qemu_holding_an_image_keeps_the_daemon_out() {
     assert!(refused.said.contains(chain.top().to_str().unwrap()), "names the file: {refused}");
     holder.stop();
     chain.serve().stop();
+}
+
+#[test]
+fn a_second_daemon_of_the_same_configuration_ends_and_leaves_the_first_its_sockets() {
+    let chain = Chain::new(Base::Vdi, 8 * MIB);
+    let (listen, control) = (chain.dir().join("diskchain.sock"), chain.dir().join("control.sock"));
+    let address = |path: &Path| format!("unix:{}", path.display());
+    let inodes = || [&listen, &control].map(|path| fs::metadata(path).expect("the socket is there").ino());
+    for read_only in [false, true] {
+        // Readers share an image: then the sockets alone tell the second that it is not the first.
+        let keys = if read_only { "read_only = true\n" } else { "" };
+        let config = chain.config().replace("[disk.disk]\n", &format!("[disk.disk]\n{keys}"));
+        assert_eq!(config.contains(keys) && !keys.is_empty(), read_only, "the scenario");
+        let first = Server::diskchain_config(chain.dir(), &config);
+        let before = inodes();
+        let mut client = first.connect("disk");
+        let second = |options: &[&str]| {
+            let serve = diskchain(&["serve", "--config"]).arg(chain.dir().join("diskchain.toml"));
+            let ended = serve.args(options).run_refused();
+            assert_eq!(ended.status.code(), Some(5), "busy: {ended}");
+            ended.text() + &ended.stderr
+        };
+        let contested = if read_only { &listen } else { chain.top() };
+        let said = second(&[]);
+        assert!(said.contains(contested.to_str().unwrap()), "names {}: {said}", contested.display());
+        if read_only {
+            // It has its own socket, and has to give that up again.
+            let other = chain.dir().join("other.sock");
+            let said = second(&["--listen", &address(&other)]);
+            assert!(said.contains(control.to_str().unwrap()), "names {}: {said}", control.display());
+            assert!(!other.exists(), "nothing is left of the second");
+        }
+        assert_eq!(inodes(), before, "the sockets are the first one's");
+        client.read(0, 512).expect("who was connected is served");
+        first.connect("disk").read(0, 512).expect("who connects now is served");
+        assert_eq!(Control::of(chain.dir()).get("/v1/disks")[0]["name"], "disk");
+        drop(client);
+        first.stop();
+        assert!(!listen.exists() && !control.exists(), "the sockets go with their daemon");
+    }
 }
 
 /// How many syncs of a file strace has seen so far.
