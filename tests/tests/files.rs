@@ -2,14 +2,14 @@
 //! synced.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use diskchain_tests::chain::{Base, Chain};
 use diskchain_tests::client::Request;
 use diskchain_tests::control::Control;
 use diskchain_tests::server::{Server, diskchain};
-use diskchain_tests::tool::Tool;
+use diskchain_tests::tool::{Tool, sha256};
 
 const MIB: u64 = 1 << 20;
 
@@ -100,6 +100,43 @@ fn a_second_daemon_of_the_same_configuration_ends_and_leaves_the_first_its_socke
         first.stop();
         assert!(!listen.exists() && !control.exists(), "the sockets go with their daemon");
     }
+}
+
+/// Where a VDI's header has its modification UUID.
+const MODIFICATION_UUID: u64 = 0x198;
+
+#[test]
+fn a_parent_that_was_changed_after_its_child_was_made_is_refused_with_the_names_of_both() {
+    let mut chain = Chain::new(Base::Vdi, 8 * MIB);
+    chain.push_child();
+    let served = chain.serve();
+    served.connect("").write(MIB, &[1; 4096]).expect("the child is written");
+    served.stop();
+    let refused = |how: &str| {
+        let before = chain.files().iter().map(|file| sha256(file)).collect::<Vec<_>>();
+        let refused = Server::try_diskchain_config(chain.dir(), &chain.config()).err();
+        let refused = refused.unwrap_or_else(|| panic!("served over a parent that was changed {how}"));
+        assert_eq!(refused.status.code(), Some(1), "{refused}");
+        for words in ["its parent was changed", chain.base().to_str().unwrap(), chain.top().to_str().unwrap()]
+        {
+            assert!(refused.said.contains(words), "{how}: tells {words:?}: {refused}");
+        }
+        let after = chain.files().iter().map(|file| sha256(file)).collect::<Vec<_>>();
+        assert_eq!(before, after, "neither image was touched");
+    };
+    let image = fs::File::options().read(true).write(true).open(chain.base()).expect("open the parent");
+    let mut identity = [0; 16];
+    image.read_exact_at(&mut identity, MODIFICATION_UUID).expect("read the modification UUID");
+    image.write_all_at(&[7; 16], MODIFICATION_UUID).expect("another program's change");
+    refused("by a program that gives the image a new modification UUID");
+    image.write_all_at(&identity, MODIFICATION_UUID).expect("as it was");
+    chain.serve().stop();
+
+    let other = tempfile::tempdir().expect("a folder");
+    let parent = Server::diskchain(other.path(), &[chain.base()], &["--format", "vdi"]);
+    parent.connect("").write(0, &[2; 4096]).expect("the parent is written");
+    parent.stop();
+    refused("by diskchain");
 }
 
 /// How many syncs of a file strace has seen so far.
