@@ -32,6 +32,10 @@ fn one_fault_in_a_chain_at_work_harms_the_requests_that_met_it_and_nothing_else(
     assert!(struck(&|row| row.op == Op::Flush
         && row.effect == Effect::Fails
         && row.outcome.contains("all flushes")));
+    assert!(
+        !struck(&|row| row.op == Op::Flush && row.outcome == "no request failed"),
+        "somebody is told of each"
+    );
     assert!(struck(&|row| row.outcome.contains("others went on")));
     assert!(figures.faults > 400, "{figures}");
 }
