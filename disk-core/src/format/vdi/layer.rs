@@ -35,7 +35,7 @@ const MAX_GROWTH: u64 = 64 << 20;
 
 /// An opened VDI image.
 pub struct VdiLayer {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 /// What the tasks of a layer share with it.

@@ -146,6 +146,9 @@ impl Inner {
             return Ok(());
         }
         let outcome = self.extend(&mut head, wanting).await;
+        // Where other threads may take the room that was made: a test sees to it that they do.
+        #[cfg(test)]
+        tokio::task::yield_now().await;
         if matches!(outcome, Ok(Changed::Yes)) || self.space().has_room() {
             return Ok(());
         }
@@ -230,5 +233,47 @@ impl Inner {
             .resize(len)
             .await
             .map_err(|error| error.context(format!("{name}: setting its length to {len}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::vdi::Vdi;
+    use crate::format::vdi::layer::VdiLayer;
+    use crate::format::{CreateOptions, Format, Layer, Reserved, Variant};
+    use crate::range::ByteRange;
+    use crate::storage::MemStorage;
+    use crate::testing::{Hold, Op};
+
+    const MIB: u64 = 1 << 20;
+
+    #[tokio::test]
+    async fn who_finds_the_room_that_was_made_for_it_taken_by_others_gets_more() {
+        let storage = Arc::new(MemStorage::new(0).named("made.vdi"));
+        let (size, variant) = (8 * MIB, Variant::Dynamic);
+        let options =
+            CreateOptions { size, variant, parent: None, block_size: None, uuid: None, comment: None };
+        Vdi.create(storage.clone(), options).await.expect("the options are good");
+        let hold = Arc::new(Hold::new(storage));
+        let layer = VdiLayer::open(hold.clone(), false).await.expect("it opens");
+        layer.begin_changes().await.expect("it can be changed");
+        hold.hold(Op::Flush);
+        let quicker = async {
+            hold.until_held(1).await;
+            hold.release();
+            while !layer.inner.space().has_room() {
+                tokio::task::yield_now().await;
+            }
+            layer.reserve(ByteRange::at(MIB, 1)).now_or_never().expect("there is room")
+        };
+        let (slower, quicker) = futures_util::join!(layer.reserve(ByteRange::at(0, 1)), quicker);
+        let place = |reserved| match reserved {
+            Ok(Reserved::New(reservation)) => reservation.place,
+            Ok(Reserved::Mapped) => panic!("no block is there yet"),
+            Err(error) => panic!("an image without a block is not full: {error}"),
+        };
+        assert_eq!(place(quicker), 0, "the scenario: it has the slot that was made for the other");
+        assert_eq!(place(slower), 1);
     }
 }
