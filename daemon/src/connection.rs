@@ -263,10 +263,7 @@ impl Connection {
             if let Some(end) = self.ended() {
                 return end;
             }
-            // Sending makes room for requests that are here already, and for which no byte will come any more. Whether it
-            // was room that was short is asked once: a helper may make some at any time.
-            let goes_on = if short == Short::OfRoom { Ok(self.takes_more()) } else { self.receive() };
-            match goes_on {
+            match self.goes_on(short) {
                 // Once in a while other tasks of the thread get their turn.
                 Ok(true) => consume_budget().await,
                 Ok(false) => {
@@ -565,6 +562,16 @@ impl Connection {
             // What is still being received was never acknowledged: the client sends it again elsewhere.
             Mood::Stopping(_) if idle => Some(End::Stopped),
             _ => None,
+        }
+    }
+
+    /// Whether there is now what there was too little of. Sending makes room for requests that are here already, and for
+    /// which no byte will come any more. Whether it was room that was short is asked once, before: a helper may make some
+    /// at any time.
+    fn goes_on(&mut self, short: Short) -> io::Result<bool> {
+        match short {
+            Short::OfRoom => Ok(self.takes_more()),
+            Short::OfInput => self.receive(),
         }
     }
 

@@ -74,20 +74,25 @@ async fn served(limits: Limits) -> (Served, UnixStream) {
 
 /// The same with so many bytes for requests.
 async fn served_within(limits: Limits, budget: u64) -> (Served, UnixStream) {
+    let (connection, client) = connected(limits, budget).await;
+    let (device, budget) = (Arc::clone(&connection.context.device), connection.allowance.budget().clone());
+    let stop = Stop::default();
+    let heard = stop.clone();
+    let end = tokio::spawn(async move { connection.serve(&heard).await.0 });
+    (Served { stop, budget, device, end }, client)
+}
+
+/// The same that nobody serves yet.
+async fn connected(limits: Limits, budget: u64) -> (Connection, UnixStream) {
     let layer = Raw.open(Arc::new(MemStorage::new(SIZE)), false).await.expect("raw always opens");
     let chain = Chain::new(vec![layer], ChainOptions::default());
     let throttle = Arc::new(Throttle::new(limits, None));
     let device = Arc::new(Device::new("disk".into(), chain, throttle, DeviceOptions::default()));
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-    let budget = Budget::new(budget);
-    let allowance = Allowance::new(budget.clone());
+    let allowance = Allowance::new(Budget::new(budget));
     let session = session(&[(1, b"disk")]);
-    let disk = Arc::clone(&device);
-    let connection = Connection::new(Socket::Unix(ours), session, &[], disk, Client::new(), allowance, 128);
-    let stop = Stop::default();
-    let heard = stop.clone();
-    let end = tokio::spawn(async move { connection.serve(&heard).await.0 });
-    (Served { stop, budget, device, end }, theirs)
+    let connection = Connection::new(Socket::Unix(ours), session, &[], device, Client::new(), allowance, 128);
+    (connection, theirs)
 }
 
 fn request(command: Command, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
@@ -360,5 +365,44 @@ async fn large_writes_that_came_before_a_goodbye_are_done_although_the_client_cl
         assert!(bytes.iter().all(|&byte| byte == round), "round {round}");
         assert!(served.device.requests().is_empty());
         assert_eq!(served.budget.used(), 0);
+    }
+}
+
+/// When a helper has sent the replies that hold all the room that a connection may have, and has come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RoomComes {
+    BeforeTheConnectionAsks,
+    BeforeItWaits,
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_that_a_helper_makes_while_a_connection_turns_to_wait_is_found_at_once() {
+    for comes in [RoomComes::BeforeTheConnectionAsks, RoomComes::BeforeItWaits] {
+        let (mut connection, _client) = connected(Limits::default(), SIZE).await;
+        let (mut stopping, mut cutting) = (pin!(future::pending::<()>()), pin!(future::pending::<()>()));
+        let mut alarm = pin!(tokio::time::sleep(LOOK));
+        let mut watch =
+            Watch { stopping: stopping.as_mut(), cutting: cutting.as_mut(), alarm: alarm.as_mut() };
+        let at_the_helper = connection.allowance.try_take(SIZE as usize).expect("room");
+        connection.helped = true;
+        // All that the client sends: no byte follows that would wake the connection.
+        connection.input = Input::new(&request(Command::Read, 1, 0, 4096));
+        let short = connection.take_requests().await.expect("it goes on");
+        assert_eq!(short, Short::OfRoom, "the scenario");
+        assert!(connection.outbox.is_empty() && !connection.input.is_empty(), "the request is left lying");
+
+        let began = Instant::now();
+        if comes == RoomComes::BeforeTheConnectionAsks {
+            drop(at_the_helper);
+            assert!(connection.goes_on(short).expect("no error"), "there is room now");
+        } else {
+            assert!(!connection.goes_on(short).expect("no error"), "nothing has changed");
+            drop(at_the_helper);
+            assert!(connection.wait(&mut watch, short).await.is_none(), "it goes on");
+        }
+        let short = connection.take_requests().await.expect("it goes on");
+        assert_eq!(short, Short::OfInput, "{comes:?}: it has taken what was there");
+        assert_eq!(connection.outbox.queued(), 16 + 4096, "{comes:?}: the read is answered");
+        assert_eq!(began.elapsed(), Duration::ZERO, "{comes:?}: nobody had to ring for it");
     }
 }
