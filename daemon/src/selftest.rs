@@ -1,5 +1,5 @@
 //! The self-test: a second implementation of NBD, the `nbd` crate, reads a disk's first and last block through the very
-//! code that serves clients.
+//! code that serves clients. The daemon runs it when it starts, and when the control API asks for it.
 //!
 //! Invariant: nothing is written, and a disk that does not answer fails the test in bounded time.
 
@@ -7,9 +7,10 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nbd_wire::consts::{handshake_flags, option};
 use nbd_wire::{Command, CommandFlags, HeaderStyle, Request};
 
-use crate::server::Server;
+use crate::server::{Caller, Server};
 use crate::socket::Socket;
 
 /// How long one disk has to answer. A disk on slow storage takes a second or two for two cold reads.
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What went wrong, in words.
 pub async fn run(server: &Arc<Server>, export: &str) -> Result<(), String> {
     let (ours, theirs) = tokio::net::UnixStream::pair().map_err(|error| error.to_string())?;
-    server.adopt(Socket::Unix(ours));
+    server.adopt(Socket::Unix(ours), Caller::SelfTest);
     let theirs = theirs.into_std().map_err(|error| error.to_string())?;
     let name = export.to_owned();
     let test = tokio::task::spawn_blocking(move || {
@@ -64,10 +65,7 @@ impl<S: Read + Write> Write for Gathered<S> {
 }
 
 /// Reads the first and the last block of an export over a connected socket, which has time-outs.
-///
-/// # Errors
-/// What went wrong.
-pub fn read_ends(socket: impl Read + Write, export: &str) -> io::Result<()> {
+fn read_ends(socket: impl Read + Write, export: &str) -> io::Result<()> {
     let mut socket = Gathered { reader: BufReader::new(socket), unsent: Vec::new() };
     let export = nbd::client::handshake(&mut socket, export.as_bytes())?;
     let size = export.size;
@@ -90,4 +88,21 @@ pub fn read_ends(socket: impl Read + Write, export: &str) -> io::Result<()> {
     goodbye.encode(HeaderStyle::Compact, &mut bytes);
     socket.write_all(&bytes)?;
     socket.flush()
+}
+
+/// Comes as a client does and leaves in due form without an export, over a connected socket, which has time-outs.
+///
+/// # Errors
+/// What went wrong.
+pub fn greet(mut socket: impl Read + Write) -> io::Result<()> {
+    let mut greeting = [0; 18];
+    socket.read_exact(&mut greeting)?;
+    let flags = nbd_wire::client::greeting(&greeting).map_err(io::Error::other)?;
+    let mut leave = u32::from(flags & (handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES))
+        .to_be_bytes()
+        .to_vec();
+    nbd_wire::client::option(option::ABORT, &[], &mut leave);
+    socket.write_all(&leave)?;
+    // Until it has heard of it: to close at once could be taken for a broken connection.
+    socket.take(4096).read_to_end(&mut Vec::new()).map(drop)
 }

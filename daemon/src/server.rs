@@ -28,6 +28,15 @@ use crate::stop::Stop;
 /// How long connections that were cut off have to notice.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// Somebody whose coming and going is in the log.
+    Client,
+    /// This process, as often as it is asked whether it is well: no news unless it fails.
+    SelfTest,
+}
+
 /// A server over a manager's disks.
 #[derive(Debug)]
 pub struct Server {
@@ -73,7 +82,7 @@ impl Server {
                             tracing::warn!(peer = socket.peer(), "refused: {most} clients are connected");
                             continue;
                         }
-                        server.adopt(socket);
+                        server.adopt(socket, Caller::Client);
                     }
                 }
             }
@@ -81,13 +90,13 @@ impl Server {
     }
 
     /// Serves a connected client in a task of its own.
-    pub fn adopt(self: &Arc<Self>, socket: Socket) {
+    pub fn adopt(self: &Arc<Self>, socket: Socket, caller: Caller) {
         let server = Arc::clone(self);
         self.manager.accepted.fetch_add(1, Ordering::Relaxed);
-        self.tasks.spawn(async move { server.converse(socket).await });
+        self.tasks.spawn(async move { server.converse(socket, caller).await });
     }
 
-    async fn converse(&self, socket: Socket) {
+    async fn converse(&self, socket: Socket, caller: Caller) {
         let peer = socket.peer();
         let most = self.manager.server().handshake_timeout;
         let negotiated = tokio::select! {
@@ -121,7 +130,13 @@ impl Server {
             return tracing::warn!(diskchain.export = session.export(), peer, "refused: too many clients");
         };
         let id = client.id();
-        tracing::info!(diskchain.export = session.export(), diskchain.client = id, peer, "connected");
+        let name = session.export();
+        match caller {
+            Caller::Client => {
+                tracing::info!(diskchain.export = name, diskchain.client = id, peer, "connected");
+            }
+            Caller::SelfTest => tracing::debug!(diskchain.export = name, diskchain.client = id, "self-test"),
+        }
         let allowance = Allowance::new(self.manager.budget().clone());
         let most_in_flight = export.disk.plan.max_in_flight.get() as usize;
         let device = Arc::clone(&attached);
@@ -131,7 +146,7 @@ impl Server {
         // In this order: who sees the last connection end, or the list without it, gets a new overlay.
         drop(attached);
         drop(socket);
-        log_end(&export.plan.name, id, &end);
+        log_end(&export.plan.name, id, caller, &end);
     }
 
     /// Ends everything: connections first, then disks. Returns whether all of it went well.
@@ -170,8 +185,11 @@ impl Server {
     }
 }
 
-fn log_end(export: &str, client: u64, end: &End) {
+fn log_end(export: &str, client: u64, caller: Caller, end: &End) {
     match end {
+        End::Disconnected if caller == Caller::SelfTest => {
+            tracing::debug!(diskchain.export = export, diskchain.client = client, "self-test done");
+        }
         End::Disconnected | End::Stopped => {
             tracing::info!(diskchain.export = export, diskchain.client = client, "disconnected");
         }

@@ -4,12 +4,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use diskchain_tests::client::{Client, Request};
 use diskchain_tests::project_root;
 use diskchain_tests::server::{Server, diskchain, diskchain_binary};
-use diskchain_tests::tool::Tool;
+use diskchain_tests::tool::{Tool, wait_until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -149,6 +150,7 @@ fn every_path_answers_with_the_keys_that_are_promised() {
     assert_eq!(served.get("/v1/throttles"), json!([group]));
     assert_eq!((&group["limits"]["iops_total"], &group["members"]), (&json!(100_000), &json!(["vm1"])));
     assert_eq!(served.get("/v1/clients")[0]["disk"], "vm1");
+    assert_eq!(served.get("/v1/exports/vm1/check"), json!({ "name": "vm1", "readable": true }));
     let exports = served.get("/v1/exports");
     assert_eq!((&exports[0]["name"], &exports[0]["connections"]["unix"]), (&json!("vm1"), &json!(1)));
     served.server.stop();
@@ -164,6 +166,7 @@ fn whatever_cannot_be_done_is_a_problem_with_a_code_and_changes_nothing() {
         ("GET", "/v1/disks/vm", "", 404, "unknown_disk"),
         ("GET", "/v1/disks/vm/stats", "", 404, "unknown_disk"),
         ("GET", "/v1/disks/%ff", "", 400, "bad_path"),
+        ("GET", "/v1/exports/vm/check", "", 404, "unknown_export"),
         ("GET", "/v1/throttles/tenant-b", "", 404, "unknown_group"),
         ("POST", "/v1/disks", "{}", 405, "method_not_allowed"),
         ("DELETE", "/v1/disks/vm1", "", 405, "method_not_allowed"),
@@ -470,6 +473,30 @@ fn a_health_check_knows_a_daemon_that_serves_from_one_that_hangs_or_is_gone() {
     assert!(!control.exists(), "the socket goes with the daemon");
     let gone = diskchain(&["healthcheck", "--control"]).arg(control).run_refused();
     assert_eq!(gone.status.code(), Some(1), "{gone}");
+}
+
+#[test]
+fn health_checks_are_no_news_in_the_log_but_clients_are() {
+    let served = Served::new();
+    let log = || served.server.log();
+    for _ in 0..3 {
+        // What one found is good for a second.
+        thread::sleep(Duration::from_millis(1100));
+        served.command(&["healthcheck"]).run();
+        served.command(&["healthcheck"]).run();
+    }
+    let reads = served.get("/v1/disks/vol1/stats")["operations"]["read"]["completed"].as_u64();
+    // The first and the last block each time: once at the start, then once a second or more.
+    assert!(reads.is_some_and(|reads| (8..=14).contains(&reads)), "the scenario: {reads:?}");
+    assert!(!log().contains("connected"), "{}", log());
+    // The one who waited for the daemon's greeting is the harness.
+    assert!(log().matches("handshake failed").count() <= 1, "they left in due form: {}", log());
+    let mut client = served.server.connect("vol1");
+    client.read(0, 512).expect("read");
+    client.disconnect().expect("a goodbye");
+    wait_until("the client's end is in the log", 30, || log().contains("disconnected"));
+    assert_eq!(log().matches("connected").count(), 2, "it came and went: {}", log());
+    served.server.stop();
 }
 
 /// Runs the `console` blocks of docs/control.md one after the other: lines with `$` are commands, the lines after each

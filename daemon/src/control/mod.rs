@@ -6,7 +6,8 @@
 //!   time       do what    limits, snapshot, time: both directions of throttles, metrics, timestamps
 //! ```
 //! Invariant: whoever uses it, and however slowly, the disks do not notice: nothing here blocks a thread of the
-//! runtime, waits without a bound or takes a turn on a disk.
+//! runtime, waits without a bound or takes a turn on a disk. Only a check of an export reads it, at most once a second
+//! and as one more client.
 
 mod accept;
 pub mod client;
@@ -40,7 +41,7 @@ pub struct Control {
 impl Control {
     /// Serves the API on a socket.
     pub fn serve(server: &Arc<Server>, listener: UnixListener, bound: Option<BoundPath>) -> Self {
-        let routes = routes::routes(Arc::clone(server.manager()));
+        let routes = routes::routes(Arc::clone(server));
         let service = routes.into_make_service_with_connect_info::<accept::Peer>();
         let serving = axum::serve(accept::Accept::new(listener), service);
         let serving = tokio::spawn(async move {

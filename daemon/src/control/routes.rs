@@ -2,9 +2,10 @@
 //!
 //! Whoever may connect may look; only the super-user and the daemon's own user may change anything.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Bytes;
@@ -15,6 +16,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{Router, get};
 use disk_core::throttle::{Group, Limits};
+use tokio::sync::Mutex;
 
 use super::accept::Peer;
 use super::limits::Words;
@@ -23,7 +25,8 @@ use super::snapshot::Folders;
 use super::{schema, silent_disks, snapshot, view};
 use crate::disk::Disk;
 use crate::manager::Manager;
-use crate::metrics;
+use crate::server::Server;
+use crate::{metrics, selftest};
 
 /// Bytes of a request's body; the largest that makes sense has one.
 const BODY_MOST: usize = 64 << 10;
@@ -31,8 +34,16 @@ const BODY_MOST: usize = 64 << 10;
 /// How long the storage of all disks has to answer before the daemon counts as not ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long what a check of an export found is good for: whoever may only look must not keep a disk at work.
+const CHECK_GOOD_FOR: Duration = Duration::from_secs(1);
+
+/// What the last check of each export found, and when. Locked while one is under way.
+type Checks = Mutex<HashMap<String, (Instant, Result<(), String>)>>;
+
 #[derive(Debug, Clone)]
 struct Api {
+    server: Arc<Server>,
+    checks: Arc<Checks>,
     manager: Arc<Manager>,
     folders: Arc<Folders>,
 }
@@ -47,7 +58,8 @@ type Answer<T> = Result<Json<T>, Problem>;
 type Body = Result<Bytes, BytesRejection>;
 
 /// The paths of the API.
-pub fn routes(manager: Arc<Manager>) -> Router {
+pub fn routes(server: Arc<Server>) -> Router {
+    let manager = Arc::clone(server.manager());
     let folders = Arc::new(Folders::of(&manager));
     Router::new()
         .route("/livez", get(async || "ok\n"))
@@ -57,6 +69,7 @@ pub fn routes(manager: Arc<Manager>) -> Router {
         .route("/v1/status", get(async |State(manager): Managed| Json(view::status(&manager))))
         .route("/v1/clients", get(async |State(manager): Managed| Json(view::clients(&manager))))
         .route("/v1/exports", get(async |State(manager): Managed| Json(view::exports(&manager))))
+        .route("/v1/exports/{name}/check", get(check_export))
         .route("/v1/throttles", get(async |State(manager): Managed| Json(view::groups(&manager))))
         .route("/v1/throttles/{group}", get(group).put(put_group))
         .route("/v1/disks", get(async |State(manager): Managed| Json(view::disks(&manager))))
@@ -68,7 +81,7 @@ pub fn routes(manager: Arc<Manager>) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_MOST))
-        .with_state(Api { manager, folders })
+        .with_state(Api { server, checks: Arc::default(), manager, folders })
 }
 
 type Managed = State<Arc<Manager>>;
@@ -94,6 +107,27 @@ async fn readyz(State(manager): Managed) -> Result<&'static str, Problem> {
     } else {
         Err(not_ready(format!("the storage of these disks does not answer: {}", silent.join(", "))))
     }
+}
+
+/// Reads the export's first and last block as a client does, but is no news in the log.
+async fn check_export(State(api): State<Api>, Path(name): Path<String>) -> Answer<schema::Check> {
+    let Some(export) = api.manager.export(&name) else {
+        let exports = api.manager.exports().map(|export| export.plan.name.as_str());
+        return Err(Problem::unknown("unknown_export", "export", &name, exports));
+    };
+    let name = export.plan.name.clone();
+    let mut checks = api.checks.lock().await;
+    let recent = checks.get(&name).filter(|(at, _)| at.elapsed() < CHECK_GOOD_FOR);
+    let outcome = match recent {
+        Some((_, outcome)) => outcome.clone(),
+        None => {
+            let outcome = selftest::run(&api.server, &name).await;
+            checks.insert(name.clone(), (Instant::now(), outcome.clone()));
+            outcome
+        }
+    };
+    outcome.map_err(|wrong| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unreadable", wrong))?;
+    Ok(Json(schema::Check { name, readable: true }))
 }
 
 async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {

@@ -296,6 +296,15 @@ pub struct Export {
     pub connections: Connections,
 }
 
+/// `GET /v1/exports/NAME/check`; an export that cannot be read is a problem instead.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// The export.
+    pub name: String,
+    /// Its first and last block were read.
+    pub readable: bool,
+}
+
 /// Connections to an export.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Connections {
