@@ -29,6 +29,7 @@ if [ $# = 0 ]; then
     cargo fmt --all --check
     echo "== clippy"
     cargo clippy --locked --workspace --all-targets --features disk-core/planted-bugs -- -D warnings
+    cargo clippy --locked -p disk-core --all-targets --features shuttle -- -D warnings
 fi
 
 echo "== build"
@@ -50,8 +51,9 @@ else
 fi
 if [ $# = 0 ]; then
     cargo test --locked --workspace --doc --no-fail-fast 2>&1 | tee -a "$log" || status=$?
-    # A build of its own, as no other may have the planted bugs.
+    # Builds of their own, as no other may have the planted bugs, or the scheduler of the tests.
     cargo test --locked -p disk-core --features planted-bugs --test planted_bugs 2>&1 | tee -a "$log" || status=$?
+    cargo test --locked -p disk-core --features shuttle --test schedules 2>&1 | tee -a "$log" || status=$?
 fi
 
 passed="$(count passed)" failed="$(count failed)"

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use crate::sync::Instant;
 
 /// A moment, in nanoseconds since one that is the same for the whole process. Good for 584 years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

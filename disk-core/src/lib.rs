@@ -6,7 +6,7 @@
 //!     └─ chain      read, write with copy-on-write, zero, discard, status, over layers
 //!          └─ format     where bytes are: raw, vdi      ◀─ open   from file names to the layers of a chain
 //!               └─ storage    bytes in a file: engines, cache modes, alignment, locks
-//!                    └─ buf, clock, range, error
+//!                    └─ buf, clock, range, sync, error
 //! ```
 //! A module names only modules below it; `planted`, for tests, is named wherever a bug is planted. `unsafe` is denied except in `buf` and `storage::uring`.
 
@@ -23,6 +23,7 @@ pub mod planted;
 pub mod range;
 pub mod stats;
 pub mod storage;
+mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod throttle;

@@ -1,7 +1,7 @@
 //! Known bugs that the tests plant to show that they would find them.
 //!
 //! Each stands in the product as one condition on [`planted`], which is a constant false unless the crate is built with
-//! the feature `planted-bugs`; only `tests/planted_bugs.rs` is.
+//! the feature `planted-bugs`; only `tests/planted_bugs.rs` and `tests/schedules.rs` are.
 //!
 //! Invariant: no bug is there that the running thread has not planted.
 
@@ -34,11 +34,18 @@ pub enum Bug {
     ReconnectZombie,
     /// Zeroing a block of a child notes it as absent, so that its parent's data is back.
     StaleParentAfterZero,
+    /// Who waits for its turn looks whether it has come, and leaves its waker under the lock taken anew: a wake-up in
+    /// between is lost.
+    WakerAfterLook,
+    /// The throttle's dispatcher ends without saying so under the lock: who comes just then waits for ever.
+    DispatcherEndsUnseen,
+    /// Who comes when there are tokens goes before those who wait for them.
+    NewcomersFirst,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 12] = [
+    pub const ALL: [Bug; 15] = [
         Bug::SkipBarrier,
         Bug::PublishBeforeData,
         Bug::CounterAfterMap,
@@ -51,6 +58,9 @@ impl Bug {
         Bug::OverlapOffByOne,
         Bug::ReconnectZombie,
         Bug::StaleParentAfterZero,
+        Bug::WakerAfterLook,
+        Bug::DispatcherEndsUnseen,
+        Bug::NewcomersFirst,
     ];
 }
 

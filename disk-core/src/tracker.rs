@@ -12,7 +12,7 @@ use std::mem;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::clock::Moment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::planted::{Bug, planted};
 use crate::range::ByteRange;
+use crate::sync::{Mutex, MutexGuard};
 
 /// What a request does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -448,9 +449,14 @@ impl Future for Turn<'_> {
             state.claim(self.key);
             *self.claimed = true;
         }
-        let entry = &mut state.listed[self.key];
+        let mut entry = &mut state.listed[self.key];
         if entry.blockers == 0 {
             return Poll::Ready(());
+        }
+        if planted(Bug::WakerAfterLook) {
+            drop(state);
+            state = self.tracker.lock();
+            entry = &mut state.listed[self.key];
         }
         match &mut entry.waker {
             Some(waker) => waker.clone_from(cx.waker()),

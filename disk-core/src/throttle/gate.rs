@@ -15,17 +15,18 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Bound;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
-use tokio::task::JoinHandle;
 
 use super::bucket::Buckets;
 use super::limits::{Dimension, Direction, Limits};
 use crate::clock::Moment;
+use crate::planted::{Bug, planted};
+use crate::sync::{AtomicBool, JoinHandle, Mutex, MutexGuard, spawn, timeout, yield_now};
 
 /// One of those who share a gate.
 pub(super) type Member = u64;
@@ -185,7 +186,7 @@ impl Gate {
     fn keep_dispatching(self: &Arc<Self>, state: &mut State, news: bool) {
         // A dispatcher that is finished without having said so went down with its runtime.
         if state.dispatcher.as_ref().is_none_or(JoinHandle::is_finished) {
-            state.dispatcher = Some(tokio::spawn(dispatch(self.clone())));
+            state.dispatcher = Some(spawn(dispatch(self.clone())));
         } else if news {
             self.changed.notify_one();
         }
@@ -204,7 +205,7 @@ impl Gate {
         let mut state = self.lock();
         state.release(now, self.shared);
         let pause = state.next_wait(now);
-        if pause.is_none() {
+        if pause.is_none() && !planted(Bug::DispatcherEndsUnseen) {
             state.dispatcher = None;
         }
         pause
@@ -219,10 +220,10 @@ async fn dispatch(gate: Arc<Gate>) {
     while let Some(pause) = gate.release_due() {
         if pause.is_zero() {
             // A round is over. Those who were let go get a chance to come back before the next one.
-            tokio::task::yield_now().await;
+            yield_now().await;
         } else {
             // Timer or change, the answer is the same: look again.
-            let _ = tokio::time::timeout(pause, gate.changed.notified()).await;
+            let _ = timeout(pause, gate.changed.notified()).await;
         }
     }
 }
@@ -234,7 +235,7 @@ impl State {
 
     /// Whether a request may go before anybody else: nobody waits.
     fn has_tokens(&mut self, direction: Direction, now: u64) -> bool {
-        self.nobody_waits() && self.buckets.lets_go(direction, now)
+        (self.nobody_waits() || planted(Bug::NewcomersFirst)) && self.buckets.lets_go(direction, now)
     }
 
     fn queue(&mut self, direction: Direction) -> &mut Queue {

@@ -5,6 +5,7 @@
 //!   device   many requests at once, judged as if they had come one after the other
 //!   faults   one operation after the other fails, is cut short, is slow or hangs
 //!   leaving  clients that leave, and come again while their old requests still wait
+//!   schedules  threads in the tracker and the throttle, in orders that a scheduler chooses (feature `shuttle`)
 //!   turns    orders of events in a tracker, against its definition
 //! ```
 //! Invariant: a trial is decided by its case alone; the same case gives the same outcome.
@@ -13,4 +14,6 @@ pub mod crash;
 pub mod device;
 pub mod faults;
 pub mod leaving;
+#[cfg(feature = "shuttle")]
+pub mod schedules;
 pub mod turns;

@@ -460,10 +460,10 @@ impl<'a> Run<'a> {
 }
 
 /// Byte by byte, so that it shares no arithmetic with the tracker.
-fn overlap(a: &ByteRange, b: &ByteRange) -> bool {
+pub(super) fn overlap(a: &ByteRange, b: &ByteRange) -> bool {
     (a.start()..a.end()).any(|byte| b.start() <= byte && byte < b.end())
 }
 
-fn changes(op: Op) -> bool {
+pub(super) fn changes(op: Op) -> bool {
     !matches!(op, Op::Read | Op::Flush | Op::Cache | Op::BlockStatus)
 }

@@ -1,0 +1,73 @@
+//! Threads in the tracker and the throttle. A scheduler chooses which one goes on at every lock, unlock and look at an
+//! atomic (`src/sync`), and what they see is judged by an oracle that knows nothing but the definition.
+//!
+//! ```text
+//!   turns     threads that ask for turns, wait, leave, give up, close and drain
+//!   throttle  threads that ask for tokens, wait and give up, while limits change and time passes
+//! ```
+//! Half of the schedules are uniformly random, half of them of PCT, which runs the thread of the highest priority but at a
+//! few moments. Nobody can go on: a wake-up was lost, and the scheduler says so.
+//!
+//! Invariant: the oracle's own lock is no moment at which others may go on, so what it notes happens at once.
+
+pub mod throttle;
+pub mod turns;
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::{Config, FailurePersistence, Runner};
+
+use crate::sync::explored::time;
+use crate::testing::model::campaign::Figures;
+
+/// Schedules of a case by each of the two schedulers.
+const EACH: usize = 40;
+
+/// Moments, besides the start, at which PCT changes the priorities.
+const DEPTH: usize = 3;
+
+/// Runs the threads that `execution` starts in many orders.
+///
+/// # Errors
+/// The words of the panic that a thread ended in, or the scheduler's own if nobody can go on.
+fn explore(seed: u64, execution: impl Fn() + Clone + Send + Sync + 'static) -> Result<u64, String> {
+    let random = run(RandomScheduler::new_from_seed(seed, EACH), execution.clone())?;
+    Ok(random + run(PctScheduler::new_from_seed(seed, DEPTH, EACH), execution)?)
+}
+
+fn run(
+    scheduler: impl Scheduler + 'static,
+    execution: impl Fn() + Send + Sync + 'static,
+) -> Result<u64, String> {
+    let mut config = Config::new();
+    // Seed and case give the schedule again.
+    config.failure_persistence = FailurePersistence::None;
+    config.silence_warnings = true;
+    config.ungraceful_shutdown_config.immediately_return_on_panic = true;
+    let execution = move || {
+        time::reset();
+        execution();
+    };
+    catch_unwind(AssertUnwindSafe(|| Runner::new(scheduler, config).run(execution)))
+        .map(|schedules| schedules as u64)
+        .map_err(|panic| match panic.downcast::<String>() {
+            Ok(words) => *words,
+            Err(panic) => panic.downcast_ref::<&str>().unwrap_or(&"panicked").to_string(),
+        })
+}
+
+/// A few moments at which others may go on.
+fn pause(moments: u8) {
+    (0..moments).for_each(|_| shuttle::thread::yield_now());
+}
+
+/// Adds to a sum that all cases of a campaign share.
+fn add<T: Copy + std::ops::Add<Output = T>>(sum: &Cell<T>, more: T) {
+    sum.set(sum.get() + more);
+}
+
+fn figures(schedules: u64, operations: u64) -> Figures {
+    Figures { operations, schedules, ..Figures::default() }
+}
