@@ -6,6 +6,7 @@
 //!                         transmission  handshake, connections, device (daemon, nbd-wire, disk-core)
 //!                         image         VDI: open, read, check, describe, repair, write (disk-core)
 //!                         settings      configuration (config)
+//!                         parsers       what all of those read with, by itself: headers, maps, requests, quantities
 //! ```
 //! The same checks are the bodies of the cargo-fuzz targets beside this crate, and run on seeded bytes with the other
 //! tests.
@@ -18,6 +19,7 @@ use arbitrary::{Arbitrary, Unstructured};
 
 pub mod image;
 pub mod options;
+pub mod parsers;
 pub mod settings;
 pub mod transmission;
 
@@ -35,11 +37,12 @@ impl Reached {
 }
 
 /// The checks by name: that of the fuzz target, and of the folder of its corpus.
-pub const CHECKS: [(&str, Check); 4] = [
+pub const CHECKS: [(&str, Check); 5] = [
     ("options", options::check),
     ("transmission", transmission::check),
     ("image", image::check),
     ("settings", settings::check),
+    ("parsers", parsers::check),
 ];
 
 /// Up to `MOST` things. Random bytes make long lists of it, where those that the derived code makes mostly end at once.
@@ -64,6 +67,39 @@ impl<'a, T: Arbitrary<'a>, const MOST: usize> Arbitrary<'a> for Many<T, MOST> {
             many.push(input.arbitrary()?);
         }
         Ok(Many(many))
+    }
+}
+
+/// Something that is there in one of sixteen inputs: where it is, little of the rest is looked at.
+#[derive(Debug)]
+struct Rare<T>(Option<T>);
+
+impl<'a, T: Arbitrary<'a>> Arbitrary<'a> for Rare<T> {
+    fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(Rare(if one_in(16, input)? { Some(input.arbitrary()?) } else { None }))
+    }
+}
+
+/// A number that is near some bound more often than not.
+#[derive(Debug, Arbitrary)]
+enum Number {
+    Small(u8),
+    Any(u32),
+    PowerOfTwo(u8),
+    /// Below a power of two by so much.
+    Below(u8, u8),
+}
+
+impl Number {
+    fn value(&self) -> u32 {
+        match *self {
+            Number::Small(value) => value.into(),
+            Number::Any(value) => value,
+            Number::PowerOfTwo(bit) => 1 << (bit % 32),
+            Number::Below(bit, less) => {
+                (1u32.checked_shl((bit % 33).into()).unwrap_or(0)).wrapping_sub(less.into())
+            }
+        }
     }
 }
 

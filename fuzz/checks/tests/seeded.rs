@@ -92,6 +92,34 @@ fn any_configuration_is_a_sound_plan_or_findings_that_can_be_shown() {
 }
 
 #[test]
+fn any_header_map_request_or_quantity_means_what_its_bytes_say_or_is_refused() {
+    hunt(
+        "parsers",
+        3000,
+        &[
+            ("headers accepted", 80),
+            ("headers refused", 30),
+            ("images made", 120),
+            ("images not made", 50),
+            ("maps accepted for writing", 120),
+            ("maps refused for writing", 50),
+            ("maps cut off", 100),
+            ("requests admitted", 300),
+            ("requests refused", 50),
+            ("options understood", 150),
+            ("options malformed", 50),
+            ("replies written", 20),
+            ("chunks read", 1000),
+            ("answers read", 200),
+            ("quantities understood", 100),
+            ("quantities refused", 50),
+            ("addresses understood", 50),
+            ("addresses refused", 50),
+        ],
+    );
+}
+
+#[test]
 fn every_kept_input_keeps_its_promise() {
     for (name, check) in CHECKS {
         let entries = std::fs::read_dir(corpus(name)).expect("every check has a corpus");

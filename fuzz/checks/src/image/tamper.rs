@@ -7,7 +7,7 @@ use disk_core::format::vdi::Vdi;
 use disk_core::format::{CreateOptions, Format, ParentIdentity, Variant};
 use disk_core::storage::{MemStorage, Storage};
 
-use crate::Many;
+use crate::{Many, Number};
 
 /// The smallest block of a VDI.
 const BLOCK: u64 = 128 << 10;
@@ -56,28 +56,6 @@ enum Change {
     Length(u16),
     /// The same, far beyond its end.
     Stretch(u32),
-}
-
-#[derive(Debug, Arbitrary)]
-enum Number {
-    Small(u8),
-    Any(u32),
-    PowerOfTwo(u8),
-    /// Below a power of two by so much.
-    Below(u8, u8),
-}
-
-impl Number {
-    fn value(&self) -> u32 {
-        match *self {
-            Number::Small(value) => value.into(),
-            Number::Any(value) => value,
-            Number::PowerOfTwo(bit) => 1 << (bit % 32),
-            Number::Below(bit, less) => {
-                (1u32.checked_shl((bit % 33).into()).unwrap_or(0)).wrapping_sub(less.into())
-            }
-        }
-    }
 }
 
 impl Tampering {
