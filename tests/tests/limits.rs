@@ -104,7 +104,7 @@ fn the_accounts_of_a_disk_equal_fios_own() {
     server.stop();
 }
 
-/// Bursts of 400 operations, then 20 a second.
+/// A burst of 40 operations, then 2 a second: a small part of what a guest without KVM can do.
 const JUMPS_CONFIG: &str = r#"
 [server]
 listen = ["unix:/run/nbd.sock"]
@@ -113,8 +113,8 @@ file = "/tmp/disk.raw"
 format = "raw"
 create = { size = "16MiB", format = "raw" }
 [disk.disk.throttle]
-iops_total = 20
-iops_total_max = 200
+iops_total = 2
+iops_total_max = 20
 iops_total_max_length = "2s"
 "#;
 
@@ -124,8 +124,8 @@ trap 'cat /run/server.log' EXIT
 cat >/run/diskchain.toml <<END
 CONFIG
 END
-uptime() { cut -d ' ' -f 1 /proc/uptime; }
-completed() { awk '{ print $1 }' /sys/block/nbd0/stat; }
+uptime() { read seconds rest </proc/uptime; echo $seconds; }
+completed() { read reads rest </sys/block/nbd0/stat; echo $reads; }
 report started $(uptime)
 /tools/diskchain serve --config /run/diskchain.toml >>/run/server.log 2>&1 &
 server=$!
@@ -138,11 +138,12 @@ done
 /tools/nbd-client -unix /run/nbd.sock -N disk /dev/nbd0
 for reader in 0 1; do
     while [ ! -e /run/enough ]; do
-        dd if=/dev/nbd0 of=/dev/null bs=4k count=40 iflag=direct 2>/dev/null
+        dd if=/dev/nbd0 of=/dev/null bs=4k count=8 iflag=direct 2>/dev/null
     done &
     readers="${readers:-} $!"
 done
-while [ $(completed) -lt 400 ]; do sleep 0.1; done
+while [ $(completed) -lt 40 ]; do sleep 0.1; done
+sleep 2
 
 # No jump, an hour forth, back again, and an hour back.
 for jump in 0 3600 -3600 -3600; do
@@ -151,11 +152,12 @@ for jump in 0 3600 -3600 -3600; do
     [ $jump = 0 ] || date -s @$(($(date +%s) + jump)) >/dev/null
     sleep 4
     # The host may have been busy with something else all the time. An hour it is not.
-    enough=$(($(completed) + 40))
+    enough=$(($(completed) + 4))
     tries=0
-    while [ $(completed) -lt $enough ] && [ $tries -lt 600 ]; do
+    while [ $(completed) -lt $enough ]; do
         tries=$((tries + 1))
-        sleep 0.1
+        [ $tries -lt 100 ]
+        sleep 0.3
     done
     # In this order: no operation counts that came after the time that it is counted for.
     reads=$(completed)
@@ -186,11 +188,11 @@ fn a_clock_that_jumps_by_an_hour_makes_a_limit_neither_stall_nor_allow_more() {
         let jumped = to[2] - from[2] - took;
         assert!((jumped - jump).abs() < 10.0, "the scenario: the clock was to jump by {jump}, not {jumped}");
         let (before, completed) = (from[1], to[1] - from[1]);
-        assert!(before >= 400.0, "the scenario: the burst is over after {before} operations");
+        assert!(before >= 40.0, "the scenario: the burst is over after {before} operations");
         let console = &outcome.console;
-        assert!(completed >= 40.0, "phase {phase}: {completed} operations in {took} s\n{console}");
+        assert!(completed >= 4.0, "phase {phase}: {completed} operations in {took} s\n{console}");
         // Whatever the clock says: the burst, the rate since the daemon started, and what was in flight.
-        let most = 400.0 + 20.0 * (to[0] - started) + 5.0;
+        let most = 40.0 + 2.0 * (to[0] - started) + 5.0;
         assert!(to[1] <= most, "phase {phase}: {} operations, {most} are allowed\n{console}", to[1]);
     }
 }
