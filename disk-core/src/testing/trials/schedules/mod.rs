@@ -25,7 +25,7 @@ use crate::testing::model::campaign::Figures;
 /// Schedules of a case by each of the two schedulers.
 const EACH: usize = 40;
 
-/// Moments, besides the start, at which PCT changes the priorities.
+/// PCT's depth: how many orders of two events a bug may need, one more than there are changes of priority.
 const DEPTH: usize = 3;
 
 /// Runs the threads that `execution` starts in many orders.

@@ -254,8 +254,9 @@ impl World {
         if self.case.changes.is_empty() {
             self.no_more_than_the_limit(time);
         }
-        // Where there is one gate only, it is clear who is in which line.
-        if !self.case.own {
+        // Where there is one gate only, it is clear who is in which line: who has been let go by the own one and has not
+        // come to the group's yet may be overtaken on the way.
+        if !self.case.own && !self.case.changes.iter().any(|change| matches!(change, Change::Own(_))) {
             self.nobody_was_passed_over(number);
         }
         true

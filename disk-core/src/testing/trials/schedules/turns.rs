@@ -87,7 +87,7 @@ pub struct Reached {
     pub listed: u64,
     /// Those that had to wait and got their turn.
     pub waited: u64,
-    /// Those whose client left while they waited.
+    /// Those whose client left before they had their turn.
     pub cancelled: u64,
     /// Those that came to a closed tracker.
     pub refused: u64,
