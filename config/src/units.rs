@@ -93,7 +93,7 @@ pub fn parse_rate(text: &str) -> Result<u64, Invalid> {
         };
         return Err(Invalid { message, help });
     };
-    parse_size(size.trim_end()).map_err(|why| Invalid { help: RATE_HELP.to_string(), ..why })
+    parse_size(size.trim_end_matches(' ')).map_err(|why| Invalid { help: RATE_HELP.to_string(), ..why })
 }
 
 /// A length of time: `"30s"`, `"250ms"`, `"1.5h"`.
@@ -244,6 +244,8 @@ mod tests {
     fn a_rate_ends_in_per_second_and_counts_bytes() {
         assert_eq!(parse_rate("100MiB/s"), Ok(100 << 20));
         assert_eq!(parse_rate("100MiB").unwrap_err().help, "did you mean \"100MiB/s\"?");
+        assert_eq!(parse_rate("7 MiB /s"), Ok(7 << 20));
+        assert!(parse_rate("7MiB\n/s").is_err(), "only spaces are blanks, as in a size");
         for bits in ["100Mbps", "100Mbit/s"] {
             assert!(parse_rate(bits).unwrap_err().message.contains("bits"), "{bits}");
         }
