@@ -12,21 +12,23 @@ use disk_core::range::ByteRange;
 use disk_core::storage::Storage;
 
 use super::header::{Head, Version, at_once, file};
-use crate::{Many, Number, Reached};
+use crate::{Many, Number, Rare, Reached};
 
 const ABSENT: u32 = 0xffff_ffff;
 const ZERO: u32 = 0xffff_fffe;
 const SECTOR: u64 = 512;
 const BLOCK: u64 = 128 << 10;
 /// Slots of the largest file, so that honest work on all of them stays short.
-const SLOTS_MOST: u64 = 8192;
+const SLOTS_MOST: u64 = 4096;
 
 /// One input.
 #[derive(Debug, Arbitrary)]
 pub struct Input {
     version: Version,
     kind: u8,
-    blocks: Count,
+    blocks: u8,
+    /// Of some pages of the map. Rarely, as each costs as much as a hundred small ones.
+    more_blocks: Rare<u16>,
     /// Entries behind those of the disk.
     spare: u8,
     /// Sectors that the last block lacks.
@@ -38,13 +40,6 @@ pub struct Input {
     counter: Option<Number>,
     len: Len,
     look: (u16, u16),
-}
-
-#[derive(Debug, Arbitrary)]
-enum Count {
-    Few(u8),
-    /// Some pages of the map.
-    Many(u16),
 }
 
 /// What the entries are at first.
@@ -89,10 +84,7 @@ enum Len {
 
 impl Input {
     fn blocks(&self) -> u32 {
-        match self.blocks {
-            Count::Few(few) => u32::from(few % 40) + 1,
-            Count::Many(many) => u32::from(many % 3000) + 1,
-        }
+        u32::from(self.blocks % 40) + 1 + self.more_blocks.0.map_or(0, |more| u32::from(more) % 2200)
     }
 
     fn entries(&self) -> Vec<u32> {

@@ -120,8 +120,8 @@ impl Terms {
 
     fn holds(&self, offset: u64, length: u64) -> bool {
         u128::from(offset) + u128::from(length) <= self.size.into()
-            && offset % self.alignment() == 0
-            && length % self.alignment() == 0
+            && offset.is_multiple_of(self.alignment())
+            && length.is_multiple_of(self.alignment())
     }
 
     /// Whether a request, behind which so much payload comes, may be carried out.

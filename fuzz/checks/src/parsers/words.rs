@@ -282,7 +282,7 @@ pub fn check_address(address: &Address, reached: &mut Reached) {
                     let mapped = ip.to_ipv4_mapped().is_some_and(|ip| ip.octets()[0] == 127);
                     ip == Ipv6Addr::LOCALHOST || mapped
                 }
-                None => host.to_ascii_lowercase() == "localhost",
+                None => host.eq_ignore_ascii_case("localhost"),
             };
             assert_eq!(listen.is_local(), loopback, "{text}");
         }
