@@ -97,7 +97,7 @@ impl Lane {
         state.helped = false;
         let full = state.waiting.pop_back().expect("nobody has taken it");
         self.0.queued.fetch_sub(full.queued(), Ordering::Relaxed);
-        *outbox = full;
+        state.spare.push(mem::replace(outbox, full));
         false
     }
 

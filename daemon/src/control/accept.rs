@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep};
 const MOST: usize = 64;
 
 /// Time for a request to come in and its answer to be taken. Requests have a few hundred bytes and no handler works
-/// longer than a few seconds.
+/// longer than five seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Pause after a fault of accepting that a retry at once would only repeat.

@@ -10,6 +10,7 @@
 //! and as one more client.
 
 mod accept;
+mod checks;
 pub mod client;
 pub mod limits;
 mod problem;

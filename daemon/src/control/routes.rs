@@ -2,10 +2,9 @@
 //!
 //! Whoever may connect may look; only the super-user and the daemon's own user may change anything.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -16,9 +15,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{Router, get};
 use disk_core::throttle::{Group, Limits};
-use tokio::sync::Mutex;
 
 use super::accept::Peer;
+use super::checks::Checks;
 use super::limits::Words;
 use super::problem::Problem;
 use super::snapshot::Folders;
@@ -33,12 +32,6 @@ const BODY_MOST: usize = 64 << 10;
 
 /// How long the storage of all disks has to answer before the daemon counts as not ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
-
-/// How long what a check of an export found is good for: whoever may only look must not keep a disk at work.
-const CHECK_GOOD_FOR: Duration = Duration::from_secs(1);
-
-/// What the last check of each export found, and when. Locked while one is under way.
-type Checks = Mutex<HashMap<String, (Instant, Result<(), String>)>>;
 
 #[derive(Debug, Clone)]
 struct Api {
@@ -116,17 +109,11 @@ async fn check_export(State(api): State<Api>, Path(name): Path<String>) -> Answe
         return Err(Problem::unknown("unknown_export", "export", &name, exports));
     };
     let name = export.plan.name.clone();
-    let mut checks = api.checks.lock().await;
-    let recent = checks.get(&name).filter(|(at, _)| at.elapsed() < CHECK_GOOD_FOR);
-    let outcome = match recent {
-        Some((_, outcome)) => outcome.clone(),
-        None => {
-            let outcome = selftest::run(&api.server, &name).await;
-            checks.insert(name.clone(), (Instant::now(), outcome.clone()));
-            outcome
-        }
-    };
-    outcome.map_err(|wrong| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unreadable", wrong))?;
+    let outcome = api.checks.ask(&name, || {
+        let (server, name) = (Arc::clone(&api.server), name.clone());
+        async move { selftest::run(&server, &name).await }
+    });
+    outcome.await.map_err(|wrong| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unreadable", wrong))?;
     Ok(Json(schema::Check { name, readable: true }))
 }
 

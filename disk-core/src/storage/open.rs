@@ -169,7 +169,8 @@ fn ring_for(engine: IoEngine, name: &str) -> Result<Option<Ring>> {
             return Ok(None);
         }
     }
-    Ok(Some(Ring::new()))
+    let ring = Ring::new().map_err(|error| Error::io(error, format!("{name}: preparing io_uring")))?;
+    Ok(Some(ring))
 }
 
 /// Opens `path` if it is something that can be served. A fifo or a tape can keep `open` waiting for ever, so what it

@@ -126,6 +126,8 @@ impl Inner {
         self.settle_doubts().await?;
         self.trim().await?;
         let mut left = SETTLE_COPIES / self.shape.block_size;
+        // What is moved for nothing would be missing of that: no stale ones.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clear();
         loop {
             let mut blocks = self.compactable();
             blocks.truncate(left as usize);
