@@ -5,13 +5,10 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-/// Instructions by source file or crate, each counted where its line of source is, also if it was inlined elsewhere; and
-/// what calls of functions cost with all that they call in turn.
+/// Instructions by source file or crate, each counted where its line of source is, also if it was inlined elsewhere.
 #[derive(Debug, Default, PartialEq)]
 pub struct Counts {
     files: BTreeMap<String, f64>,
-    /// By the names of caller and called.
-    calls: BTreeMap<(String, String), f64>,
 }
 
 impl Counts {
@@ -20,10 +17,9 @@ impl Counts {
         self.files.values().sum()
     }
 
-    /// What those functions cost that are `wanted`, with all that they call, when others call them.
-    pub fn inside(&self, wanted: impl Fn(&str) -> bool) -> f64 {
-        let entered = |(caller, called): &(String, String)| wanted(called) && !wanted(caller);
-        self.calls.iter().filter(|(call, _)| entered(call)).map(|(_, count)| count).sum()
+    /// Those of the files that are `wanted`.
+    pub fn of(&self, wanted: impl Fn(&str) -> bool) -> f64 {
+        self.files.iter().filter(|(file, _)| wanted(file)).map(|(_, count)| count).sum()
     }
 
     /// What is more in this than in `other`.
@@ -31,15 +27,12 @@ impl Counts {
         for (file, count) in &other.files {
             *self.files.entry(file.clone()).or_default() -= count;
         }
-        for (call, count) in &other.calls {
-            *self.calls.entry(call.clone()).or_default() -= count;
-        }
         self
     }
 
     /// Each divided by `requests`.
     pub fn each(mut self, requests: f64) -> Self {
-        self.files.values_mut().chain(self.calls.values_mut()).for_each(|count| *count /= requests);
+        self.files.values_mut().for_each(|count| *count /= requests);
         self
     }
 }
@@ -63,17 +56,15 @@ pub fn read(path: &Path) -> io::Result<Counts> {
 }
 
 fn parse(text: &str) -> Option<Counts> {
-    let mut names = Names::default();
+    let mut names = Numbered::default();
     let mut counts = Counts::default();
-    let (mut file, mut function, mut called) = (String::new(), String::new(), String::new());
+    let mut file = String::new();
     let mut inclusive = false;
     for line in text.lines() {
         if let Some((key, value)) = line.split_once('=') {
             match key {
-                "fl" | "fi" | "fe" => file = place(names.files.of(value)?),
-                "cfi" | "cfl" => drop(names.files.of(value)?),
-                "fn" => function = names.functions.of(value)?.to_owned(),
-                "cfn" => called = names.functions.of(value)?.to_owned(),
+                "fl" | "fi" | "fe" => file = place(names.of(value)?),
+                "cfi" | "cfl" => drop(names.of(value)?),
                 "calls" => inclusive = true,
                 _ => {}
             }
@@ -86,9 +77,7 @@ fn parse(text: &str) -> Option<Counts> {
         }
         let count: f64 = line.split(' ').nth(1)?.parse().ok()?;
         // The line after a call has what the called function cost, which is counted there.
-        if std::mem::take(&mut inclusive) {
-            *counts.calls.entry((function.clone(), called.clone())).or_default() += count;
-        } else {
+        if !std::mem::take(&mut inclusive) {
             *counts.files.entry(file.clone()).or_default() += count;
         }
     }
@@ -96,12 +85,6 @@ fn parse(text: &str) -> Option<Counts> {
 }
 
 /// Names that are written once, with a number, and are a number afterwards.
-#[derive(Default)]
-struct Names<'a> {
-    files: Numbered<'a>,
-    functions: Numbered<'a>,
-}
-
 #[derive(Default)]
 struct Numbered<'a>(HashMap<&'a str, &'a str>);
 
@@ -151,12 +134,11 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_program_costs_what_calls_into_it_cost() {
-        let text = "fl=(1) a.rs\nfn=(1) main\n1 5\ncfn=(2) part::a\ncalls=1 2\n2 30\nfn=(2)\n3 10\ncfn=(3) part::b\n\
-                    calls=1 2\n4 20\nfn=(3)\n5 20\n";
+    fn a_part_of_the_program_is_what_its_files_execute() {
+        let text =
+            "fl=(1) daemon/src/a.rs\nfn=(1) main\n1 5\nfi=(2) disk-core/src/b.rs\n2 30\nfe=(1)\n3 10\n";
         let counts = parse(text).unwrap();
-        assert_eq!(counts.inside(|name| name.starts_with("part::")), 30.0);
-        assert_eq!(counts.inside(|name| name == "part::b"), 20.0);
-        assert_eq!(counts.minus(&parse(text).unwrap()).inside(|name| name == "part::b"), 0.0);
+        assert_eq!(counts.of(|file| file.starts_with("disk-core/")), 30.0);
+        assert_eq!(counts.minus(&parse(text).unwrap()).of(|_| true), 0.0);
     }
 }

@@ -94,18 +94,16 @@ impl Count {
         self.by_file.total()
     }
 
-    /// Those of the block layer: ticket, throttle, turn, lookup and accounts. Neither the storage's part nor the buffer is
-    /// counted. `None` if the compiler left no such function.
+    /// Those of the block layer: ticket, throttle, turn, lookup and accounts, without the storage's part and the buffer. By
+    /// source file, as functions are inlined into each other; what libraries execute is shared out among the project's
+    /// own files as these execute themselves. `None` if there are none.
     pub fn layer(&self) -> Option<f64> {
-        let is_of = |part: &'static str| {
-            move |name: &str| {
-                name.trim_start_matches('<').starts_with(part) || name.contains(&format!(" as {part}"))
-            }
-        };
-        let all = self.by_file.inside(is_of("disk_core::device::"));
-        let below = self.by_file.inside(is_of("disk_core::storage::"))
-            + self.by_file.inside(is_of("disk_core::buf::Pool::take"));
-        (all > below).then_some(all - below)
+        let own = self.by_file.of(|file| file.contains("/src/"));
+        let layer = self.by_file.of(|file| {
+            let inside = file.strip_prefix("disk-core/src/");
+            inside.is_some_and(|file| !file.starts_with("storage/") && file != "buf.rs")
+        });
+        (layer > 0.0).then(|| self.total() * layer / own)
     }
 }
 
