@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -191,6 +192,21 @@ impl CheckReport {
         if finding.examples.len() < Self::EXAMPLES {
             finding.examples.push(text());
         }
+    }
+
+    /// Notes a finding at each of `places`, which may be very many. `text` says where it is and what is wrong there.
+    pub fn add_each(
+        &mut self,
+        kind: &'static str,
+        severity: Severity,
+        places: Range<u32>,
+        text: impl Fn(u32) -> String,
+    ) {
+        let none_yet = Finding { severity, count: 0, repaired: 0, examples: Vec::new() };
+        let finding = self.findings.entry(kind).or_insert(none_yet);
+        finding.count += places.len() as u64;
+        let room = Self::EXAMPLES.saturating_sub(finding.examples.len());
+        finding.examples.extend(places.take(room).map(text));
     }
 
     /// Notes that `count` findings of a kind are repaired.

@@ -206,6 +206,19 @@ async fn blocks_that_shared_a_slot_get_one_each_with_the_same_bytes() {
 }
 
 #[tokio::test]
+async fn billions_of_unused_slots_in_a_file_that_is_all_hole_are_counted_and_not_gone_through() {
+    const FAR: u32 = 4_000_000_000;
+    let storage = good().await;
+    storage.resize(DATA + (u64::from(FAR) + 1) * MIB).await.unwrap();
+    patch(&storage, MAP, &FAR.to_le_bytes()).await;
+    patch(&storage, 0x184, &(FAR + 1).to_le_bytes()).await;
+    let report = Vdi.check(storage, Repair::Nothing).await.unwrap();
+    let unused = &report.findings["unused-slot"];
+    assert_eq!((unused.count, unused.examples.len()), (u64::from(FAR) - 2, CheckReport::EXAMPLES));
+    assert!(unused.examples[0].contains("slot 1,"), "{:?}", unused.examples);
+}
+
+#[tokio::test]
 async fn entries_that_name_nothing_are_cleared() {
     let storage = good().await;
     patch(&storage, MAP, &77u32.to_le_bytes()).await;

@@ -87,11 +87,9 @@ async fn examine(storage: &dyn Storage) -> Result<Examined> {
         report.add(kind, severity, || format!("the header counts {counter} blocks, the map ends at {end}"));
     }
     for slots in census.vacant.ranges() {
-        for slot in slots {
-            report.add(UNUSED_SLOT, Severity::Leak, || {
-                format!("slot {slot}, at {}, is no block's", shape.data_of(Slot(slot)))
-            });
-        }
+        report.add_each(UNUSED_SLOT, Severity::Leak, slots, |slot| {
+            format!("slot {slot}, at {}, is no block's", shape.data_of(Slot(slot)))
+        });
     }
     if storage.limits().grows_with_zeroes && len > shape.end_of(end) {
         report.add(UNUSED_END, Severity::Leak, || {
