@@ -373,6 +373,17 @@ async fn a_discard_up_to_the_end_of_a_file_spares_what_is_appended_meanwhile() {
     }
 }
 
+/// Opens a file that is unlocked when the last of what was begun on it is done.
+async fn unlocked(path: &Path) -> impl Storage {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match open(path, &OpenOptions::read_only()).await {
+            Ok(storage) => return storage,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_was_begun_is_finished_after_the_storage_and_the_completions_are_dropped() {
     for engine in [Threads, IoUring] {
@@ -385,14 +396,7 @@ async fn what_was_begun_is_finished_after_the_storage_and_the_completions_are_dr
                 drop(storage.read(0, Pool::global().take(0)));
             }
             drop(storage);
-            // The file is unlocked when the last of them is done.
-            let deadline = Instant::now() + Duration::from_secs(20);
-            let storage = loop {
-                match open(&path, &OpenOptions::read_only()).await {
-                    Ok(storage) => break storage,
-                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
-                }
-            };
+            let storage = unlocked(&path).await;
             for n in 0..64u64 {
                 assert_eq!(read(&storage, n * 8192, 8192).await, [n as u8 + 1; 8192], "{engine:?} {cache:?}");
             }
@@ -419,13 +423,7 @@ fn what_is_under_way_when_the_runtime_ends_is_finished_and_the_storage_goes_on_i
         second.block_on(async {
             write(&storage, 500 << 16, &[9; 1 << 16]).await;
             drop(storage);
-            let deadline = Instant::now() + Duration::from_secs(20);
-            let storage = loop {
-                match open(&path, &OpenOptions::read_only()).await {
-                    Ok(storage) => break storage,
-                    Err(error) => assert!(Instant::now() < deadline, "{engine:?}: {error}"),
-                }
-            };
+            let storage = unlocked(&path).await;
             for n in 0..=500u64 {
                 let byte = if n == 500 { 9 } else { n as u8 | 1 };
                 assert!(read(&storage, n << 16, 1 << 16).await == [byte; 1 << 16], "{engine:?}: {n}");

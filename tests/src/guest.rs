@@ -38,6 +38,18 @@ poweroff -f
 /// Without the check of its timer, which panics where the host is too busy to let the guest tick in time.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check";
 
+/// What every script may use.
+const FUNCTIONS: &str = r#"
+await_socket() {
+    tries=0
+    until [ -S "$1" ]; do
+        tries=$((tries + 1))
+        [ $tries -lt 300 ]
+        sleep 0.1
+    done
+}
+"#;
+
 const REPORT: &str = "#!/bin/sh\necho \"$@\" >/dev/ttyS1\n";
 
 /// A guest being put together.
@@ -161,7 +173,7 @@ impl Guest {
 
     #[track_caller]
     fn pack_initramfs(&self, script: &str, to: &Path) -> PathBuf {
-        self.executable("script", script);
+        self.executable("script", &format!("{FUNCTIONS}{script}"));
         fs::write(self.root.path().join("modules"), &self.modules).expect("write a file");
         let (version, tree) = kernel_modules();
         let modules = self.root.path().join("lib/modules").join(&version);

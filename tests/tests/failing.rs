@@ -50,12 +50,7 @@ start_server() {
     rm -f /run/nbd.sock
     /tools/diskchain serve --config /run/diskchain.toml >>/run/server.log 2>&1 &
     server=$!
-    tries=0
-    until [ -S /run/nbd.sock ]; do
-        tries=$((tries + 1))
-        [ $tries -lt 300 ]
-        sleep 0.1
-    done
+    await_socket /run/nbd.sock
     /tools/nbd-client -unix /run/nbd.sock -N child /dev/nbd0
     /tools/nbd-client -unix /run/nbd.sock -N raw /dev/nbd1
 }

@@ -24,12 +24,7 @@ start_server() {
     rm -f /run/nbd.sock
     /tools/diskchain serve /disk/$TOP --format vdi --listen unix:/run/nbd.sock >>/run/server.log 2>&1 &
     server=$!
-    tries=0
-    until [ -S /run/nbd.sock ]; do
-        tries=$((tries + 1))
-        [ $tries -lt 300 ]
-        sleep 0.1
-    done
+    await_socket /run/nbd.sock
 }
 
 connect() {

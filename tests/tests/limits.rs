@@ -129,12 +129,7 @@ completed() { read reads rest </sys/block/nbd0/stat; echo $reads; }
 report started $(uptime)
 /tools/diskchain serve --config /run/diskchain.toml >>/run/server.log 2>&1 &
 server=$!
-tries=0
-until [ -S /run/nbd.sock ]; do
-    tries=$((tries + 1))
-    [ $tries -lt 300 ]
-    sleep 0.1
-done
+await_socket /run/nbd.sock
 /tools/nbd-client -unix /run/nbd.sock -N disk /dev/nbd0
 for reader in 0 1; do
     while [ ! -e /run/enough ]; do

@@ -186,8 +186,7 @@ impl CheckReport {
 
     /// Notes one finding. `text` says where (block, offset) and what is wrong there.
     pub fn add(&mut self, kind: &'static str, severity: Severity, text: impl FnOnce() -> String) {
-        let none_yet = Finding { severity, count: 0, repaired: 0, examples: Vec::new() };
-        let finding = self.findings.entry(kind).or_insert(none_yet);
+        let finding = self.finding(kind, severity);
         finding.count += 1;
         if finding.examples.len() < Self::EXAMPLES {
             finding.examples.push(text());
@@ -202,11 +201,15 @@ impl CheckReport {
         places: Range<u32>,
         text: impl Fn(u32) -> String,
     ) {
-        let none_yet = Finding { severity, count: 0, repaired: 0, examples: Vec::new() };
-        let finding = self.findings.entry(kind).or_insert(none_yet);
+        let finding = self.finding(kind, severity);
         finding.count += places.len() as u64;
         let room = Self::EXAMPLES.saturating_sub(finding.examples.len());
         finding.examples.extend(places.take(room).map(text));
+    }
+
+    fn finding(&mut self, kind: &'static str, severity: Severity) -> &mut Finding {
+        let none_yet = Finding { severity, count: 0, repaired: 0, examples: Vec::new() };
+        self.findings.entry(kind).or_insert(none_yet)
     }
 
     /// Notes that `count` findings of a kind are repaired.

@@ -14,7 +14,9 @@ pub mod throttle;
 pub mod turns;
 
 use std::cell::Cell;
+use std::ops::Add;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, FailurePersistence, Runner};
@@ -28,13 +30,28 @@ const EACH: usize = 40;
 /// PCT's depth: how many orders of two events a bug may need, one more than there are changes of priority.
 const DEPTH: usize = 3;
 
-/// Runs the threads that `execution` starts in many orders.
+/// Runs the threads that `execution` starts in many orders. Returns how many those were, and what was reached in all of
+/// them.
 ///
 /// # Errors
 /// The words of the panic that a thread ended in, or the scheduler's own if nobody can go on.
-fn explore(seed: u64, execution: impl Fn() + Clone + Send + Sync + 'static) -> Result<u64, String> {
-    let random = run(RandomScheduler::new_from_seed(seed, EACH), execution.clone())?;
-    Ok(random + run(PctScheduler::new_from_seed(seed, DEPTH, EACH), execution)?)
+fn explore<R>(seed: u64, execution: impl Fn() -> R + Send + Sync + 'static) -> Result<(u64, R), String>
+where
+    R: Copy + Default + Add<Output = R> + Send + 'static,
+{
+    let sum = Arc::new(Mutex::new(R::default()));
+    let add_up = {
+        let (sum, execution) = (Arc::clone(&sum), Arc::new(execution));
+        move || {
+            let more = execution();
+            let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+            *sum = *sum + more;
+        }
+    };
+    let random = run(RandomScheduler::new_from_seed(seed, EACH), add_up.clone())?;
+    let pct = run(PctScheduler::new_from_seed(seed, DEPTH, EACH), add_up)?;
+    let sum = *sum.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok((random + pct, sum))
 }
 
 fn run(
@@ -64,7 +81,7 @@ fn pause(moments: u8) {
 }
 
 /// Adds to a sum that all cases of a campaign share.
-fn add<T: Copy + std::ops::Add<Output = T>>(sum: &Cell<T>, more: T) {
+fn add<T: Copy + Add<Output = T>>(sum: &Cell<T>, more: T) {
     sum.set(sum.get() + more);
 }
 

@@ -111,17 +111,8 @@ impl std::ops::Add for Reached {
 /// # Errors
 /// In words: what the throttle did that its limits do not allow.
 pub fn trial(case: &Case, reached: &Cell<Reached>) -> Result<Figures, String> {
-    let sum = Arc::new(Mutex::new(Reached::default()));
-    let execution = {
-        let (case, sum) = (Arc::new(case.clone()), Arc::clone(&sum));
-        move || {
-            let more = execute(&case);
-            let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
-            *sum = *sum + more;
-        }
-    };
-    let schedules = explore(case.seed, execution)?;
-    let sum = *sum.lock().unwrap_or_else(PoisonError::into_inner);
+    let case = Arc::new(case.clone());
+    let (schedules, sum) = explore(case.seed, move || execute(&case))?;
     add(reached, sum);
     Ok(super::figures(schedules, sum.at_once + sum.waited + sum.cancelled))
 }
