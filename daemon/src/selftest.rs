@@ -106,3 +106,54 @@ pub fn greet(mut socket: impl Read + Write) -> io::Result<()> {
     // Until it has heard of it: to close at once could be taken for a broken connection.
     socket.take(4096).read_to_end(&mut Vec::new()).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use disk_core::format;
+    use disk_core::storage::MemStorage;
+    use disk_core::throttle::Throttle;
+    use diskchain_config::DefaultSockets;
+
+    use super::*;
+    use crate::disk::Disk;
+    use crate::manager::Manager;
+
+    async fn server() -> Arc<Server> {
+        let text = "[disk.disk]\nfile = \"/disk\"\n".to_owned();
+        let checked = diskchain_config::check(Path::new("/c.toml"), text, &DefaultSockets::system());
+        let plan = checked.expect("a good configuration").plan;
+        let storage = Arc::new(MemStorage::new(1 << 20));
+        let layer = format::find("raw").expect("a format").open(storage, false).await.expect("it opens");
+        let top = plan.disk("disk").expect("it is there").clone();
+        let (files, throttle) = (vec![top.top().file.clone()], Throttle::new(Default::default(), None));
+        let disk =
+            Disk::new(top, files, vec![layer], throttle.into(), Default::default(), Default::default());
+        Server::new(Arc::new(Manager::new(plan.server, vec![disk], Default::default(), plan.exports)))
+    }
+
+    /// Whoever has an ephemeral disk goes by the list: what is not in it holds no overlay.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_self_test_is_in_the_list_of_clients_as_long_as_it_holds_the_disk() {
+        let server = server().await;
+        let (ours, theirs) = tokio::net::UnixStream::pair().expect("a socket pair");
+        server.adopt(Socket::Unix(ours), Caller::SelfTest);
+        let theirs = theirs.into_std().expect("a socket");
+        let connected = tokio::task::spawn_blocking(move || {
+            theirs.set_nonblocking(false).expect("a blocking socket");
+            let mut socket = Gathered { reader: BufReader::new(theirs), unsent: Vec::new() };
+            let export = nbd::client::handshake(&mut socket, b"disk").expect("a handshake");
+            let mut disk = nbd::client::NbdClient::new(&mut socket, &export);
+            disk.read_exact(&mut [0; 512]).expect("it is being served");
+            socket
+        });
+        let connected = connected.await.expect("no panic");
+        assert_eq!(server.manager().clients().len(), 1);
+        drop(connected);
+        while !server.manager().clients().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        run(&server, "disk").await.expect("the disk can be read");
+    }
+}
