@@ -37,11 +37,11 @@ struct Latency {
     percentile: std::collections::BTreeMap<String, u64>,
 }
 
-/// Runs the load of `case` on `file`, past the page cache, without any server.
+/// Runs the load of `case` on `file`, past the page cache, without any server; `None` if nothing was read or written.
 ///
 /// # Errors
 /// If fio fails.
-pub fn measure_file(file: &Path, case: &Case, lengths: Lengths, round: usize) -> io::Result<Sample> {
+pub fn measure_file(file: &Path, case: &Case, lengths: Lengths, round: usize) -> io::Result<Option<Sample>> {
     let mut command = Command::new("fio");
     command.arg("--ioengine=io_uring").arg("--direct=1").arg(format!("--filename={}", file.display()));
     // Anything else would be found by the check of the next run.
@@ -49,7 +49,7 @@ pub fn measure_file(file: &Path, case: &Case, lengths: Lengths, round: usize) ->
     sample(&mut command, case, lengths, round)
 }
 
-/// Runs the load of `case` with fio's NBD engine against the export at `uri`.
+/// Runs the load of `case` with fio's NBD engine against the export at `uri`; `None` if nothing was answered.
 ///
 /// # Errors
 /// If fio fails.
@@ -59,19 +59,19 @@ pub fn measure_export(
     server: &Server,
     lengths: Lengths,
     round: usize,
-) -> io::Result<Sample> {
+) -> io::Result<Option<Sample>> {
     let mut command = Command::new("fio");
     command.arg("--ioengine=nbd").arg(format!("--uri={uri}"));
     let cpu = server.usage().cpu;
-    let sample = sample(&mut command, case, lengths, round)?;
+    let Some(sample) = sample(&mut command, case, lengths, round)? else { return Ok(None) };
     let used = server.usage();
     // fio tells nothing of what it did while it warmed up: it is taken to have done as much a second.
     let requests = sample.per_second * (lengths.warm_up + lengths.window).as_secs_f64();
     let server_cpu = (used.cpu - cpu).as_secs_f64() * 1e6 / requests;
-    Ok(Sample { server_cpu, peak_resident: used.peak_resident as f64, ..sample })
+    Ok(Some(Sample { server_cpu, peak_resident: used.peak_resident as f64, ..sample }))
 }
 
-fn sample(command: &mut Command, case: &Case, lengths: Lengths, round: usize) -> io::Result<Sample> {
+fn sample(command: &mut Command, case: &Case, lengths: Lengths, round: usize) -> io::Result<Option<Sample>> {
     let workload = case.workload;
     let pattern = match workload.pattern {
         Pattern::Read => "randread",
@@ -93,11 +93,11 @@ fn sample(command: &mut Command, case: &Case, lengths: Lengths, round: usize) ->
     let job = report.jobs.first().ok_or_else(|| io::Error::other("fio reports nothing"))?;
     let side = if job.write.iops > job.read.iops { &job.write } else { &job.read };
     if side.iops <= 0.0 {
-        return Err(io::Error::other("fio did nothing"));
+        return Ok(None);
     }
     let percentile = |key: &str| side.clat_ns.percentile.get(key).map_or(f64::NAN, |&ns| ns as f64 / 1e3);
     let cpu = (job.usr_cpu + job.sys_cpu) / 100.0 * 1e6 / side.iops;
-    Ok(Sample {
+    Ok(Some(Sample {
         round,
         per_second: side.iops,
         mebibytes_per_second: side.iops * workload.bytes as f64 / (1 << 20) as f64,
@@ -106,5 +106,5 @@ fn sample(command: &mut Command, case: &Case, lengths: Lengths, round: usize) ->
         p999: percentile("99.900000"),
         client_cpu: cpu,
         ..Sample::unknown()
-    })
+    }))
 }

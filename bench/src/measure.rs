@@ -71,7 +71,31 @@ impl Sample {
     }
 }
 
-/// Runs the load of `case` against `server` and notes in `record` what it wrote.
+/// The longest window that is tried when nothing is answered.
+const WINDOW_MOST: Duration = Duration::from_secs(10);
+
+/// Measures with `attempt`, each time over twice as long until something is answered: a machine that does something
+/// else for a moment must not look like a server that does nothing.
+///
+/// # Errors
+/// Those of `attempt`, and that nothing was answered in the longest window.
+pub fn until_answered(
+    mut lengths: Lengths,
+    mut attempt: impl FnMut(Lengths) -> io::Result<Option<Sample>>,
+) -> io::Result<Sample> {
+    loop {
+        if let Some(sample) = attempt(lengths)? {
+            return Ok(sample);
+        }
+        if lengths.window >= WINDOW_MOST {
+            return Err(io::Error::other(format!("nothing was answered in {:?}", lengths.window)));
+        }
+        lengths.window = (lengths.window * 2).clamp(Duration::from_millis(1), WINDOW_MOST);
+    }
+}
+
+/// Runs the load of `case` against `server` and notes in `record` what it wrote; `None` if nothing was answered while
+/// it counted.
 ///
 /// # Errors
 /// If the server fails a request.
@@ -82,7 +106,7 @@ pub fn measure(
     record: &mut Record,
     lengths: Lengths,
     round: usize,
-) -> io::Result<Sample> {
+) -> io::Result<Option<Sample>> {
     let workload = case.workload;
     let generation = record.next_generation();
     let clients: Vec<Client> = (0..workload.connections)
@@ -165,7 +189,7 @@ fn summary(
     server: &Server,
     bytes: u64,
     round: usize,
-) -> io::Result<Sample> {
+) -> io::Result<Option<Sample>> {
     let mut latency = Histogram::new_with_bounds(1, 100_000_000_000, 3).expect("lawful bounds");
     for (outcome, _) in outcomes {
         latency.add(&outcome.latency).map_err(io::Error::other)?;
@@ -173,7 +197,7 @@ fn summary(
     let counted = outcomes.iter().map(|(outcome, _)| outcome.counted).sum::<u64>();
     let sent = outcomes.iter().map(|(outcome, _)| outcome.sent).sum::<u64>();
     if counted == 0 {
-        return Err(io::Error::other("nothing was answered in the time of the measurement"));
+        return Ok(None);
     }
     let seconds = (after.time - before.time).as_secs_f64();
     let micros = |nanoseconds: u64| nanoseconds as f64 / 1e3;
@@ -182,7 +206,7 @@ fn summary(
         if used < CPU_LEAST { f64::NAN } else { used.as_secs_f64() * 1e6 / counted as f64 }
     };
     let client_cpu: Duration = outcomes.iter().map(|(_, cpu)| *cpu).sum();
-    Ok(Sample {
+    Ok(Some(Sample {
         round,
         per_second: counted as f64 / seconds,
         mebibytes_per_second: counted as f64 / seconds * bytes as f64 / (1 << 20) as f64,
@@ -193,7 +217,7 @@ fn summary(
         server_user: each(|used| used.user),
         client_cpu: client_cpu.as_secs_f64() * 1e6 / sent as f64,
         peak_resident: server.usage().peak_resident as f64,
-    })
+    }))
 }
 
 fn thread_cpu() -> Duration {

@@ -41,6 +41,7 @@ impl Program {
 }
 
 /// Runs the program of `case` against `server`. `source` is a raw file full of generation 0 for those that write.
+/// `None` if nothing was answered while it counted.
 ///
 /// # Errors
 /// If the program fails.
@@ -51,7 +52,7 @@ pub fn measure(
     record: &mut Record,
     lengths: Lengths,
     round: usize,
-) -> io::Result<Sample> {
+) -> io::Result<Option<Sample>> {
     let uri = server.address().uri(EXPORT);
     let writes = case.workload.pattern == Pattern::WriteSequential;
     let source = source.as_os_str();
@@ -85,14 +86,14 @@ pub fn measure(
         record.written(0, record.size(), 0);
     }
     let requests = record.size() as f64 / case.workload.bytes as f64;
-    Ok(Sample {
+    Ok(Some(Sample {
         round,
         per_second: requests / seconds,
         mebibytes_per_second: record.size() as f64 / seconds / (1 << 20) as f64,
         server_cpu: (used.cpu - cpu).as_secs_f64() * 1e6 / requests,
         peak_resident: used.peak_resident as f64,
         ..Sample::unknown()
-    })
+    }))
 }
 
 fn command<const N: usize>(program: &str, args: [&std::ffi::OsStr; N]) -> Command {

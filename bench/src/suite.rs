@@ -19,7 +19,7 @@ use crate::case::{Case, Peer};
 use crate::content::Content;
 use crate::fio;
 use crate::image::Images;
-use crate::measure::{Lengths, Sample, measure};
+use crate::measure::{Lengths, Sample, measure, until_answered};
 use crate::program::{self, Program};
 use crate::server::Server;
 use crate::verify::verify;
@@ -102,14 +102,14 @@ fn one(
     let source = images.source(content)?;
     let (files, record) = images.get(case, peer, content)?;
     if peer == Peer::FioFile {
-        return fio::measure_file(files.top(), case, plan.lengths, round);
+        return until_answered(plan.lengths, |lengths| fio::measure_file(files.top(), case, lengths, round));
     }
     // Sockets and logs stay off the disk under test.
     let server = Server::start(&plan.diskchain, peer, case, files, &plan.memory)?;
-    let sample = match case.program {
-        Program::Own => measure(&server, case, content, record, plan.lengths, round)?,
-        _ => program::measure(&server, case, &source, record, plan.lengths, round)?,
-    };
+    let sample = until_answered(plan.lengths, |lengths| match case.program {
+        Program::Own => measure(&server, case, content, record, lengths, round),
+        _ => program::measure(&server, case, &source, record, lengths, round),
+    })?;
     let last = round + 1 == plan.rounds && case.workload.pattern.changes();
     if round == 0 || last {
         verify(server.address(), case.structured, content, record)?;

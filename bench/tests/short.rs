@@ -17,11 +17,12 @@ fn diskchain() -> PathBuf {
     binary
 }
 
-#[test]
-fn the_short_form_measures_and_checks_every_case() {
+/// Runs the short form, on images of 16 MiB, and returns its folder of results and the report in it.
+fn short_form(args: &[&str]) -> (tempfile::TempDir, serde_json::Value) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let output = Command::new(env!("CARGO_BIN_EXE_diskchain-bench"))
-        .args(["run", "--short", "--window", "40", "--size", "16", "--peer", "limit", "--peer", "threads"])
+        .args(["run", "--short", "--size", "16"])
+        .args(args)
         .arg("--diskchain")
         .arg(diskchain())
         .arg("--disk")
@@ -33,7 +34,23 @@ fn the_short_form_measures_and_checks_every_case() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     let json = std::fs::read(dir.path().join("results.json")).expect("a report");
-    let report: serde_json::Value = serde_json::from_slice(&json).expect("a report in JSON");
+    let report = serde_json::from_slice(&json).expect("a report in JSON");
+    (dir, report)
+}
+
+#[test]
+fn a_window_in_which_nothing_is_answered_is_made_longer() {
+    // Nothing at all can be answered in the first window: it is 0 ms long.
+    let case = ["--only", "raw, tmpfs: write 4 KiB × 64"];
+    let (_dir, report) = short_form(&[&["--window", "0", "--peer", "none"], &case[..]].concat());
+    assert_eq!(report["cases"].as_array().map(Vec::len), Some(1));
+    let sample = &report["cases"][0]["samples"]["diskchain"][0];
+    assert!(sample["per_second"].as_f64().expect("a figure") > 0.0, "{sample}");
+}
+
+#[test]
+fn the_short_form_measures_and_checks_every_case() {
+    let (dir, report) = short_form(&["--window", "40", "--peer", "limit", "--peer", "threads"]);
     let cases = report["cases"].as_array().expect("cases");
     assert!(cases.len() >= 20, "{} cases", cases.len());
     let mut peers = BTreeSet::new();
