@@ -97,7 +97,21 @@ impl Tool {
     /// # Panics
     /// When it cannot be started, or does not end in its time.
     #[track_caller]
-    pub fn run_any(mut self) -> Ended {
+    pub fn run_any(self) -> Ended {
+        let timeout = self.timeout;
+        self.run_while(|| true)
+            .unwrap_or_else(|given_up| panic!("still running after {timeout:?}: {given_up}"))
+    }
+
+    /// Runs it, however it ends, as long as there is time and `goes_on`, which is asked all the while.
+    ///
+    /// # Errors
+    /// What it had done until it was ended.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[track_caller]
+    pub fn run_while(mut self, goes_on: impl Fn() -> bool) -> Result<Ended, Box<Ended>> {
         let command_line = format!("{:?}", self.command);
         let mut stdin = temporary_file();
         stdin.write_all(&self.input).expect("write a temporary file");
@@ -107,18 +121,15 @@ impl Tool {
             self.command.stdin(stdin).stdout(share(&stdout)).stderr(share(&stderr)).spawn().unwrap_or_else(
                 |error| panic!("{command_line}: {error} (scripts/install-test-deps.sh installs the tools)"),
             );
-        let status = wait_for(&mut child, self.timeout);
-        if status.is_none() {
+        let by_itself = wait_while(&mut child, self.timeout, goes_on);
+        let status = by_itself.unwrap_or_else(|| {
             child.kill().expect("kill a child");
-            child.wait().expect("wait for a killed child");
-        }
+            child.wait().expect("wait for a killed child")
+        });
         let stdout = contents(stdout);
         let stderr = String::from_utf8_lossy(&contents(stderr)).into_owned();
-        let Some(status) = status else {
-            let stdout = String::from_utf8_lossy(&stdout);
-            panic!("{command_line}: still running after {:?}\n{stdout}\n{stderr}", self.timeout);
-        };
-        Ended { command_line, status, stdout, stderr }
+        let ended = Ended { command_line, status, stdout, stderr };
+        if by_itself.is_some() { Ok(ended) } else { Err(Box::new(ended)) }
     }
 }
 
@@ -148,12 +159,16 @@ impl std::fmt::Display for Ended {
 
 /// Waits until `child` ends, at most `timeout`; `None` when it is still running then.
 pub fn wait_for(child: &mut Child, timeout: Duration) -> Option<ExitStatus> {
+    wait_while(child, timeout, || true)
+}
+
+fn wait_while(child: &mut Child, timeout: Duration, goes_on: impl Fn() -> bool) -> Option<ExitStatus> {
     let deadline = Instant::now() + timeout;
     loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
             return Some(status);
         }
-        if Instant::now() >= deadline {
+        if Instant::now() >= deadline || !goes_on() {
             return None;
         }
         std::thread::sleep(Duration::from_millis(5));
