@@ -16,9 +16,9 @@ use std::fmt::Error;
 use std::time::Duration;
 
 use disk_core::condition::Condition;
+use disk_core::op::Op;
 use disk_core::stats::{DiskStats, OpStats, SIZE_BOUNDS};
 use disk_core::throttle::{Dimension, ThrottleStatus};
-use disk_core::tracker::Op;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, text,

@@ -6,12 +6,16 @@
 //!      ┌─────────┴──────────┐
 //!    BufMut  BufMut        Buf  Buf      disjoint views while mutable, shared views once frozen
 //! ```
+//! Of the smallest chunks each thread that takes them keeps some near, without a lock; half of those at a time come from
+//! the pool and go there.
+//!
 //! Invariant: the byte ranges of all live [`BufMut`]s of a chunk are disjoint from each other and from those
 //! of all its live [`Buf`]s. Only `take`, `split_to` and `freeze` make views, and each keeps it.
 
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::{Deref, DerefMut, RangeBounds};
 use std::ptr::NonNull;
@@ -29,6 +33,15 @@ const CLASSES: usize = 10;
 /// connections at full speed have in use.
 const KEPT_MOST: u64 = 8 << 20;
 
+/// Chunks of 4 KiB that a thread keeps near: those of a batch of small requests.
+const NEAR_MOST: usize = 64;
+
+thread_local! {
+    /// What this thread keeps near. Nothing until it takes a chunk: who only gives back would keep what it has no use
+    /// for.
+    static NEAR: RefCell<Option<Vec<Arc<Chunk>>>> = const { RefCell::new(None) };
+}
+
 /// Where buffers come from and go back to. Cheap to share; chunks outlive it if need be.
 #[derive(Default)]
 pub struct Pool {
@@ -37,28 +50,41 @@ pub struct Pool {
     allocated: AtomicU64,
     /// Bytes of those that wait in `free`.
     kept: AtomicU64,
+    /// Threads keep some of its smallest chunks near. Of one pool only, as a thread has one place for them.
+    near: bool,
 }
 
 impl Pool {
     /// The pool of the whole process.
     pub fn global() -> &'static Pool {
         static POOL: OnceLock<Pool> = OnceLock::new();
-        POOL.get_or_init(Pool::default)
+        POOL.get_or_init(|| Pool { near: true, ..Pool::default() })
     }
 
     /// A buffer of `len` bytes. Its content is initialised but arbitrary (an earlier request's bytes): whoever
     /// takes it fills it before anyone else sees it.
     pub fn take(&'static self, len: usize) -> BufMut {
         let capacity = capacity_for(len);
-        let chunk =
-            self.reuse(class_of(capacity)).unwrap_or_else(|| Arc::new(Chunk::allocate(capacity, self)));
+        let class = class_of(capacity);
+        let chunk = if self.near && class == 0 { self.take_near() } else { self.reuse(class) };
+        let chunk = chunk.unwrap_or_else(|| Arc::new(Chunk::allocate(capacity, self)));
         BufMut { share: Share(Some(chunk)), start: 0, len }
     }
 
-    /// Bytes of all buffers that are in use now, rounded up to their chunks.
-    pub fn outstanding(&self) -> u64 {
-        let kept = self.kept.load(Ordering::Relaxed);
-        self.allocated.load(Ordering::Relaxed).saturating_sub(kept)
+    fn take_near(&self) -> Option<Arc<Chunk>> {
+        let take = |near: &RefCell<Option<Vec<Arc<Chunk>>>>| {
+            let mut near = near.borrow_mut();
+            let near = near.get_or_insert_with(|| Vec::with_capacity(NEAR_MOST));
+            if near.is_empty() {
+                let mut free = self.free(0)?;
+                let left = free.len().saturating_sub(NEAR_MOST / 2);
+                near.extend(free.drain(left..));
+                self.kept.fetch_sub((near.len() * ALIGNMENT) as u64, Ordering::Relaxed);
+            }
+            near.pop()
+        };
+        // A thread that ends keeps nothing any more.
+        NEAR.try_with(take).ok().flatten()
     }
 
     fn reuse(&self, class: usize) -> Option<Arc<Chunk>> {
@@ -67,20 +93,39 @@ impl Pool {
         Some(chunk)
     }
 
-    /// Keeps a chunk that nobody has a share in, in place of others that are not asked for if there are too many.
+    /// Keeps a chunk that nobody has a share in.
     fn give_back(&self, chunk: Arc<Chunk>) {
-        let capacity = chunk.memory.capacity as u64;
         let class = class_of(chunk.memory.capacity);
+        if !self.near || class > 0 {
+            return self.keep(class, [chunk]);
+        }
+        let give = |near: &RefCell<Option<Vec<Arc<Chunk>>>>| match near.borrow_mut().as_mut() {
+            Some(near) => {
+                if near.len() == NEAR_MOST {
+                    self.keep(class, near.drain(NEAR_MOST / 2..));
+                }
+                near.push(chunk);
+            }
+            None => self.keep(class, [chunk]),
+        };
+        // A thread that ends keeps nothing any more.
+        let _ = NEAR.try_with(give);
+    }
+
+    /// Keeps chunks of one class, in place of others that are not asked for if there are too many.
+    fn keep(&self, class: usize, chunks: impl IntoIterator<Item = Arc<Chunk>, IntoIter: ExactSizeIterator>) {
+        let chunks = chunks.into_iter();
         let make_room =
             || (0..CLASSES).rev().filter(|&other| other != class).find_map(|other| self.reuse(other));
-        while class < CLASSES && self.kept.load(Ordering::Relaxed) + capacity > KEPT_MOST {
+        let bytes = (chunks.len() * ALIGNMENT) as u64 * (1 << class.min(CLASSES));
+        while class < CLASSES && self.kept.load(Ordering::Relaxed) + bytes > KEPT_MOST {
             if make_room().is_none() {
                 return;
             }
         }
         if let Some(mut free) = self.free(class) {
-            self.kept.fetch_add(capacity, Ordering::Relaxed);
-            free.push(chunk);
+            self.kept.fetch_add(bytes, Ordering::Relaxed);
+            free.extend(chunks);
         }
     }
 
@@ -91,7 +136,8 @@ impl Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("outstanding", &self.outstanding()).finish_non_exhaustive()
+        let (allocated, kept) = (&self.allocated, &self.kept);
+        f.debug_struct("Pool").field("allocated", allocated).field("kept", kept).finish_non_exhaustive()
     }
 }
 
@@ -305,6 +351,13 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    impl Pool {
+        /// Bytes of all buffers that are in use now or that a thread keeps near, rounded up to their chunks.
+        fn outstanding(&self) -> u64 {
+            self.allocated.load(Ordering::Relaxed) - self.kept.load(Ordering::Relaxed)
+        }
+    }
+
     #[test]
     fn split_parts_write_their_own_bytes_and_freeze_into_one_chunk() {
         let mut rest = Pool::global().take(10_000);
@@ -343,6 +396,30 @@ mod tests {
         assert_eq!(pool.kept.load(Ordering::Relaxed), KEPT_MOST, "the large one in place of small ones");
         assert_eq!(pool.take(2 << 20).as_ptr(), address);
         assert_eq!(pool.outstanding(), 0);
+    }
+
+    #[test]
+    fn a_thread_keeps_small_buffers_near_and_half_of_them_at_a_time_come_and_go() {
+        let pool: &'static Pool = Box::leak(Box::new(Pool { near: true, ..Pool::default() }));
+        let chunks = |chunks: u64| chunks * ALIGNMENT as u64;
+        let kept = || pool.kept.load(Ordering::Relaxed);
+        let thread = std::thread::spawn(move || {
+            let taken: Vec<_> = (0..100).map(|_| pool.take(10)).collect();
+            assert_eq!(pool.outstanding(), chunks(100));
+            drop(taken);
+            assert_eq!((kept(), pool.outstanding()), (chunks(64), chunks(36)), "two halves went");
+            let again: Vec<_> = (0..36).map(|_| pool.take(4096)).collect();
+            assert_eq!(kept(), chunks(64), "what was near came first");
+            let one_more = pool.take(1);
+            assert_eq!(kept(), chunks(32), "a half came");
+            drop(pool.take(5000));
+            assert_eq!(kept(), chunks(34), "larger ones are not kept near");
+            (again, one_more)
+        });
+        let held = thread.join().expect("no panic");
+        assert_eq!(pool.outstanding(), chunks(37), "what was near has gone with its thread");
+        std::thread::spawn(move || drop(held)).join().expect("no panic");
+        assert_eq!(pool.outstanding(), 0, "who never takes keeps nothing");
     }
 
     #[test]

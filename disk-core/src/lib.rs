@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   device   the life of a request: ticket, throttle, turn, work, accounts
-//!     ├─ tracker, throttle, stats
+//!     ├─ throttle, tracker ─▶ stats
 //!     └─ chain      read, write with copy-on-write, zero, discard, status, over layers
 //!          └─ format     where bytes are: raw, vdi      ◀─ open   from file names to the layers of a chain
 //!               └─ storage    bytes in a file: engines, cache modes, alignment, locks
-//!                    └─ buf, clock, range, sync, error
+//!                    └─ buf, clock, range, op, sync, error
 //! ```
 //! A module names only modules below it; `planted`, for tests, is named wherever a bug is planted. `unsafe` is denied except in `buf` and `storage::uring`.
 
@@ -18,6 +18,7 @@ pub mod condition;
 pub mod device;
 pub mod error;
 pub mod format;
+pub mod op;
 pub mod open;
 pub mod planted;
 pub mod range;

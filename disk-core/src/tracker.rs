@@ -1,4 +1,5 @@
-//! The requests of a disk: a list that can be looked at, turns for those that overlap, and drain.
+//! The requests of a disk: a list that can be looked at, turns for those that overlap, drain, and the accounts of those
+//! that came to their end.
 //!
 //! A request is *listed* from [`Tracker::begin`] until its [`Ticket`] is dropped. It takes its place in the order
 //! of turns when it asks for its [turn](Ticket::turn), not before, so a request that the throttle holds back holds
@@ -19,65 +20,14 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::sync::Notify;
 
+use crate::chain::WriteEffect;
 use crate::clock::Moment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::op::Op;
 use crate::planted::{Bug, planted};
 use crate::range::ByteRange;
+use crate::stats::{DiskStats, Outcome};
 use crate::sync::{Mutex, MutexGuard};
-
-/// What a request does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Op {
-    /// Reads bytes.
-    Read,
-    /// Writes bytes.
-    Write,
-    /// Makes a range read as zeroes.
-    WriteZeroes,
-    /// Gives a range's space back.
-    Discard,
-    /// Makes everything that completed before durable.
-    Flush,
-    /// Brings a range into the host's memory.
-    Cache,
-    /// Asks which parts of a range hold data.
-    BlockStatus,
-    /// Moves blocks inside the image to give space back; the daemon's own work.
-    Compact,
-}
-
-impl Op {
-    /// All of them, in the order of their discriminants.
-    pub const ALL: [Op; 8] = [
-        Op::Read,
-        Op::Write,
-        Op::WriteZeroes,
-        Op::Discard,
-        Op::Flush,
-        Op::Cache,
-        Op::BlockStatus,
-        Op::Compact,
-    ];
-
-    /// The name that status, logs and metrics use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Op::Read => "read",
-            Op::Write => "write",
-            Op::WriteZeroes => "write_zeroes",
-            Op::Discard => "discard",
-            Op::Flush => "flush",
-            Op::Cache => "cache",
-            Op::BlockStatus => "block_status",
-            Op::Compact => "compact",
-        }
-    }
-
-    /// Whether it changes what its range holds, so that it shares the range with nobody.
-    pub fn is_exclusive(self) -> bool {
-        matches!(self, Op::Write | Op::WriteZeroes | Op::Discard | Op::Compact)
-    }
-}
 
 /// How far a listed request has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +86,9 @@ struct State {
     draining: bool,
     listed: Slab<Entry>,
     busy: Busy,
+    /// Accounts of those that came to their end. They are kept here for the sake of the lock, which is held at the end
+    /// of a request anyway: counters of their own, shared by all threads, cost several times as much.
+    ended: DiskStats,
     /// Those that asked for a turn, oldest first. It is scanned in a line: requests that wait for nothing leave it
     /// before the next one comes, so it holds what is in flight below, tens to hundreds. Who waits for whom is found by
     /// scanning too: noted for each pair it would take a crowd's number squared, gigabytes for a hostile one.
@@ -232,10 +185,21 @@ impl Tracker {
         self.lock().listed.len()
     }
 
-    /// Requests of clients in flight, and how long there was at least one.
-    pub fn load(&self) -> (u64, Duration) {
+    /// The accounts now: of requests that are off the list, and how many of clients are on it.
+    pub fn stats(&self) -> DiskStats {
         let state = self.lock();
-        (state.busy.requests, state.busy.total(Moment::now()))
+        let (in_flight, busy) = (state.busy.requests, state.busy.total(Moment::now()));
+        DiskStats { in_flight, busy, ..state.ended.clone() }
+    }
+
+    /// Counts what was done under tickets that are only dropped.
+    pub fn count(&self, outcome: &Outcome) {
+        self.lock().ended.record(outcome);
+    }
+
+    /// Counts what a write turned out to mean.
+    pub fn count_effect(&self, effect: WriteEffect) {
+        self.lock().ended.add_effect(effect);
     }
 
     /// From now on [`Tracker::begin`] fails.
@@ -391,18 +355,21 @@ impl<T: Deref<Target = Tracker>> Ticket<T> {
         Turn { tracker: &self.tracker, key: self.key, claimed: &mut self.claimed }
     }
 
-    /// Takes it off the list at `now`, a moment just passed.
-    pub fn finish(mut self, now: Moment) {
-        self.leave(now);
+    /// Takes it off the list at `now`, a moment just passed, and counts what became of it.
+    pub fn finish(mut self, now: Moment, outcome: &Outcome) {
+        self.leave(now, Some(outcome));
     }
 
-    fn leave(&mut self, now: Moment) {
+    fn leave(&mut self, now: Moment, outcome: Option<&Outcome>) {
         if !mem::take(&mut self.listed) {
             return;
         }
         let mut wake = Vec::new();
         let mut state = self.tracker.lock();
         state.finish(self.key, self.claimed, now, &mut wake);
+        if let Some(outcome) = outcome {
+            state.ended.record(outcome);
+        }
         let drained = state.listed.is_empty() && mem::take(&mut state.draining);
         drop(state);
         wake.into_iter().for_each(Waker::wake);
@@ -427,7 +394,7 @@ impl Ticket<&Tracker> {
 impl<T: Deref<Target = Tracker>> Drop for Ticket<T> {
     fn drop(&mut self) {
         if self.listed {
-            self.leave(Moment::now());
+            self.leave(Moment::now(), None);
         }
     }
 }
@@ -474,6 +441,11 @@ mod tests {
 
     fn range(start: u64, end: u64) -> ByteRange {
         ByteRange::new(start, end)
+    }
+
+    fn load(tracker: &Tracker) -> (u64, Duration) {
+        let stats = tracker.stats();
+        (stats.in_flight, stats.busy)
     }
 
     fn begin(tracker: &Tracker, op: Op, range: ByteRange, client: u64) -> Result<Ticket<&Tracker>> {
@@ -586,7 +558,7 @@ mod tests {
         assert!(!writer.works());
         let late = begin(Op::Read, range(12, 20));
         assert!(!late.works(), "it does not overtake the writer");
-        reader.finish(Moment::now());
+        reader.finish(Moment::now(), &Outcome::default());
         assert!(poll!(pin!(writer.turn())).is_ready());
     }
 
@@ -596,40 +568,47 @@ mod tests {
         let at = |milliseconds| start.after(Duration::from_millis(milliseconds));
         let enter = |now| tracker.begin(Op::Flush, range(0, 0), 1, at(now), true).unwrap();
         let (first, second) = (enter(1000), enter(2000));
-        assert_eq!(tracker.load().0, 2);
-        first.finish(at(3000));
-        assert_eq!(tracker.load().0, 1);
-        second.finish(at(5000));
-        assert_eq!(tracker.load(), (0, Duration::from_millis(4000)));
-        enter(10_000).finish(at(10_001));
-        assert_eq!(tracker.load(), (0, Duration::from_millis(4001)));
+        assert_eq!(tracker.stats().in_flight, 2);
+        first.finish(at(3000), &Outcome::default());
+        assert_eq!(tracker.stats().in_flight, 1);
+        second.finish(at(5000), &Outcome::default());
+        assert_eq!(load(&tracker), (0, Duration::from_millis(4000)));
+        enter(10_000).finish(at(10_001), &Outcome::default());
+        assert_eq!(load(&tracker), (0, Duration::from_millis(4001)));
         // Both read the clock before the period that ended at 10.001 was counted.
-        enter(10_000).finish(at(10_002));
-        enter(9_000).finish(at(9_001));
-        assert_eq!(tracker.load(), (0, Duration::from_millis(4002)));
+        enter(10_000).finish(at(10_002), &Outcome::default());
+        enter(9_000).finish(at(9_001), &Outcome::default());
+        assert_eq!(load(&tracker), (0, Duration::from_millis(4002)));
         drop(tracker.try_begin(Op::Compact, range(0, 0), 0).unwrap());
         assert_eq!(
-            tracker.load(),
+            load(&tracker),
             (0, Duration::from_millis(4002)),
             "the daemon's own work is nobody's request"
         );
     }
 
     #[test]
-    fn many_threads_leave_nothing_in_flight_and_no_time_that_did_not_pass() {
+    fn many_threads_leave_nothing_in_flight_or_uncounted_and_no_time_that_did_not_pass() {
         let (tracker, start) = (Tracker::default(), Moment::now());
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let tracker = &tracker;
                 scope.spawn(move || {
                     for at in 0..5_000 {
-                        drop(begin(tracker, Op::Write, ByteRange::at(thread * 5_000 + at, 1), 1).unwrap());
+                        let range = ByteRange::at(thread * 5_000 + at, 1);
+                        let ticket = begin(tracker, Op::Write, range, 1).unwrap();
+                        ticket.finish(
+                            Moment::now(),
+                            &Outcome { op: Op::Write, bytes: 1, ..Outcome::default() },
+                        );
                     }
                 });
             }
         });
-        let (in_flight, busy) = tracker.load();
+        let (in_flight, busy) = load(&tracker);
         assert_eq!(in_flight, 0);
+        let writes = tracker.stats().of(Op::Write).clone();
+        assert_eq!((writes.operations, writes.bytes, writes.latency.count()), (20_000, 20_000, 20_000));
         assert!(busy > Duration::ZERO && busy <= start.elapsed(), "{busy:?}");
     }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use disk_core::stats::{DiskStats, OpStats, Stats};
+use disk_core::op::Op;
+use disk_core::stats::{DiskStats, OpStats};
 use disk_core::throttle::Dimension;
-use disk_core::tracker::{Op, RequestInfo};
+use disk_core::tracker::RequestInfo;
 
 use super::schema::{
     BufferMemory, Client, Connections, Disk, DiskSummary, Export, Group, Image, Latency, Operation, Options,
@@ -135,7 +136,7 @@ pub fn chain(disk: &disk::Disk) -> Vec<Image> {
 
 /// The accounts of a disk. Those of an ephemeral one begin anew with its first client.
 pub fn accounts(disk: &disk::Disk) -> DiskStats {
-    disk.device().map_or_else(|| Stats::default().snapshot(), |device| device.stats())
+    disk.device().map_or_else(DiskStats::default, |device| device.stats())
 }
 
 /// What a disk has done.

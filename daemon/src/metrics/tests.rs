@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use disk_core::ErrorKind;
 use disk_core::condition::Condition;
-use disk_core::stats::{Outcome, Stats};
+use disk_core::stats::Outcome;
 use disk_core::throttle::{Limits, Rate, Rates};
 
 use super::*;
@@ -151,7 +151,7 @@ fn parse_labels(text: &str) -> Labels {
 const ODD: &str = "a \"b\"\\c\nd}e,f=";
 
 fn snapshot() -> Snapshot {
-    let stats = Stats::default();
+    let mut stats = DiskStats::default();
     let ms = Duration::from_millis;
     let outcome = |op, bytes, total| Outcome { op, bytes, end: bytes, total, ..Outcome::default() };
     for (bytes, time) in [(4096, ms(1)), (4096, ms(20)), (1 << 20, ms(100))] {
@@ -168,9 +168,9 @@ fn snapshot() -> Snapshot {
     let mut rates = Rates::default();
     rates[Dimension::IopsTotal].avg = 2000;
     rates[Dimension::BpsWrite] = Rate { avg: 1 << 20, max: 1 << 21, max_length: Duration::ZERO };
-    let disk = |name: &str, stats: &Stats, limits| Disk {
+    let disk = |name: &str, stats: &DiskStats, limits| Disk {
         name: name.to_owned(),
-        stats: stats.snapshot(),
+        stats: stats.clone(),
         throttle: ThrottleStatus {
             limits,
             waiting: 7,
@@ -187,7 +187,7 @@ fn snapshot() -> Snapshot {
         io_engine: "io_uring",
         disks: vec![
             disk("vm1", &stats, Limits::new(rates, 0).unwrap()),
-            Disk { read_only: true, ..disk(ODD, &Stats::default(), Limits::default()) },
+            Disk { read_only: true, ..disk(ODD, &DiskStats::default(), Limits::default()) },
         ],
         exports: vec![
             Export { name: "vm1".into(), unix: 2, tcp: 1, connected: 9, refused: 4 },

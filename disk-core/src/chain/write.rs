@@ -31,6 +31,13 @@ pub struct WriteEffect {
     pub freed: bool,
 }
 
+impl WriteEffect {
+    /// Whether there is anything in it to be counted, which is rare.
+    pub fn counts(self) -> bool {
+        self.copied | self.zeroes | self.same > 0
+    }
+}
+
 impl std::ops::AddAssign for WriteEffect {
     fn add_assign(&mut self, other: Self) {
         self.copied += other.copied;

@@ -11,9 +11,9 @@ use super::life::FreezeOnPanic;
 use crate::clock::Moment;
 use crate::error::{Error, Result};
 use crate::format::Space;
+use crate::op::Op;
 use crate::range::ByteRange;
 use crate::stats::Outcome;
-use crate::tracker::Op;
 
 /// Blocks that give their place back in one step of compaction, and bytes of them (but at least one block): requests on
 /// them wait until all have moved.
@@ -90,7 +90,7 @@ impl Device {
         let error = outcome.as_ref().err().map(Error::kind);
         let total = began.elapsed();
         self.remember(error);
-        self.stats.record(&Outcome { op: Op::Compact, bytes, total, error, ..Outcome::default() });
+        self.tracker.count(&Outcome { op: Op::Compact, bytes, total, error, ..Outcome::default() });
         outcome
     }
 }

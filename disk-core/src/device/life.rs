@@ -23,10 +23,11 @@ use crate::client::Client;
 use crate::clock::Moment;
 use crate::condition::Condition;
 use crate::error::{Error, ErrorKind, Result};
+use crate::op::Op;
 use crate::range::ByteRange;
 use crate::stats::Outcome;
 use crate::throttle::Direction;
-use crate::tracker::{Op, Ticket, Tracker};
+use crate::tracker::{Ticket, Tracker};
 
 /// What came of a request that was started. Most are done at once.
 #[derive(Debug)]
@@ -317,11 +318,10 @@ impl Device {
         let error = error.map(Error::kind);
         let spent = Outcome { op, bytes: range.len(), end: range.end(), error, throttled, waited, total };
         self.remember(error);
-        self.stats.record(&spent);
         if !self.options.slow_io.is_zero() && total >= self.options.slow_io {
             self.log_slow(ticket.id(), client, range, &spent);
         }
-        ticket.finish(now);
+        ticket.finish(now, &spent);
     }
 
     #[inline]

@@ -26,11 +26,12 @@ use crate::client::Client;
 use crate::clock::Moment;
 use crate::condition::{Condition, Gauge};
 use crate::error::{Error, ErrorKind, Result};
+use crate::op::Op;
 use crate::planted::{Bug, planted};
 use crate::range::ByteRange;
-use crate::stats::{DiskStats, Stats};
+use crate::stats::DiskStats;
 use crate::throttle::Throttle;
-use crate::tracker::{Op, RequestInfo, Tracker};
+use crate::tracker::{RequestInfo, Tracker};
 
 pub use life::{Prepared, Started};
 use work::Write;
@@ -67,7 +68,6 @@ pub struct Device {
     options: DeviceOptions,
     tracker: Arc<Tracker>,
     throttle: Arc<Throttle>,
-    stats: Stats,
     condition: Gauge,
     /// Discards and zeroes so far: compaction waits until it stands still.
     cleared: AtomicU64,
@@ -83,7 +83,6 @@ impl Device {
             options,
             tracker: Arc::default(),
             throttle,
-            stats: Stats::default(),
             condition: Gauge::default(),
             cleared: AtomicU64::new(0),
             clearing: Notify::new(),
@@ -122,8 +121,7 @@ impl Device {
 
     /// Its accounts, now.
     pub fn stats(&self) -> DiskStats {
-        let (in_flight, busy) = self.tracker.load();
-        DiskStats { in_flight, busy, ..self.stats.snapshot() }
+        self.tracker.stats()
     }
 
     /// The worst that happened to it since it was opened.

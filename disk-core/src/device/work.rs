@@ -75,7 +75,9 @@ impl Work for Write {
 
 impl Device {
     fn note_effect(&self, effect: WriteEffect) {
-        self.stats.add_effect(effect);
+        if effect.counts() {
+            self.tracker.count_effect(effect);
+        }
         if effect.freed {
             self.note_clearing();
         }

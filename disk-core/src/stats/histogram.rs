@@ -3,7 +3,6 @@
 //! Invariant: bucket `i` of a [`Durations`] counts what is above `upper(i - 1)` and not above `upper(i)`, so a
 //! cumulative count up to a bucket's bound is exact, and a quantile is known to within an eighth of its value.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const PER_OCTAVE_LOG2: u32 = 3;
@@ -18,37 +17,23 @@ const LAST_OCTAVE: u32 = 40;
 /// Number of buckets.
 const BUCKETS: usize = (LAST_OCTAVE - FIRST_OCTAVE) as usize * PER_OCTAVE + 2;
 
-/// Counts durations, from any thread and without a lock.
-#[derive(Debug)]
-pub(super) struct AtomicDurations([AtomicU64; BUCKETS]);
-
-impl Default for AtomicDurations {
-    fn default() -> Self {
-        AtomicDurations([const { AtomicU64::new(0) }; BUCKETS])
-    }
-}
-
-impl AtomicDurations {
-    pub(super) fn record(&self, nanoseconds: u64) {
-        self.0[index(nanoseconds)].fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn snapshot(&self) -> Durations {
-        Durations(self.0.iter().map(|count| count.load(Ordering::Relaxed)).collect())
-    }
-}
-
-/// A histogram of durations, at rest.
+/// A histogram of durations.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Durations(Box<[u64]>);
+pub struct Durations(Box<[u64; BUCKETS]>);
 
 impl Default for Durations {
     fn default() -> Self {
-        Durations(vec![0; BUCKETS].into_boxed_slice())
+        Durations(Box::new([0; BUCKETS]))
     }
 }
 
 impl Durations {
+    /// Counts one more.
+    pub(super) fn record(&mut self, duration: Duration) {
+        // 2⁶⁴ nanoseconds are 584 years.
+        self.0[index(duration.as_nanos() as u64)] += 1;
+    }
+
     /// Durations that were counted.
     pub fn count(&self) -> u64 {
         self.0.iter().sum()
@@ -81,7 +66,7 @@ impl Durations {
 
     /// Adds what another histogram has counted.
     pub fn merge(&mut self, other: &Durations) {
-        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0.iter()) {
             *mine += theirs;
         }
     }
@@ -123,24 +108,15 @@ pub const SIZE_BOUNDS: [u64; 17] = {
     bounds
 };
 
-/// Counts request sizes, from any thread and without a lock.
-#[derive(Debug, Default)]
-pub(super) struct AtomicSizes([AtomicU64; SIZE_BOUNDS.len() + 1]);
-
-impl AtomicSizes {
-    pub(super) fn record(&self, bytes: u64) {
-        let above_first = bytes.saturating_sub(1) / SIZE_BOUNDS[0];
-        let bucket = above_first.checked_ilog2().map_or(0, |octave| octave as usize + 1);
-        self.0[bucket.min(SIZE_BOUNDS.len())].fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn snapshot(&self) -> Sizes {
-        self.0.each_ref().map(|count| count.load(Ordering::Relaxed))
-    }
-}
-
 /// Requests by size: up to each of [`SIZE_BOUNDS`] and above the one before; the last counts those above all.
 pub type Sizes = [u64; SIZE_BOUNDS.len() + 1];
+
+/// The place in [`Sizes`] where a request of so many bytes is counted.
+pub(super) fn size_index(bytes: u64) -> usize {
+    let above_first = bytes.saturating_sub(1) / SIZE_BOUNDS[0];
+    let bucket = above_first.checked_ilog2().map_or(0, |octave| octave as usize + 1);
+    bucket.min(SIZE_BOUNDS.len())
+}
 
 #[cfg(test)]
 mod tests {
@@ -153,9 +129,9 @@ mod tests {
     }
 
     fn histogram(values: &[u64]) -> Durations {
-        let counting = AtomicDurations::default();
-        values.iter().for_each(|&value| counting.record(value));
-        counting.snapshot()
+        let mut histogram = Durations::default();
+        values.iter().for_each(|&value| histogram.record(Duration::from_nanos(value)));
+        histogram
     }
 
     proptest! {
@@ -186,10 +162,8 @@ mod tests {
 
         #[test]
         fn a_size_is_counted_below_its_bound(bytes in 0u64..1 << 40) {
-            let counting = AtomicSizes::default();
-            counting.record(bytes);
             let expected = SIZE_BOUNDS.iter().position(|&bound| bytes <= bound).unwrap_or(SIZE_BOUNDS.len());
-            prop_assert_eq!(counting.snapshot()[expected], 1);
+            prop_assert_eq!(size_index(bytes), expected);
         }
     }
 

@@ -1,21 +1,21 @@
 //! The accounts of one disk: what was done, what failed, and where the time went, by operation.
 //!
-//! Invariant: an operation that succeeded is counted once, in its latency histogram; the number of operations is the
-//! histogram's sum and cannot contradict it. Recording takes no lock unless the request failed.
+//! They lie with the list of requests, under its lock: who leaves the list is counted in the same step.
+//!
+//! Invariant: an operation that succeeded is counted once, in each of its numbers; one that failed is counted among the
+//! errors and in no histogram.
 
 mod histogram;
 
 pub use histogram::{Durations, SIZE_BOUNDS, Sizes};
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use histogram::{AtomicDurations, AtomicSizes};
+use histogram::size_index;
 
 use crate::chain::WriteEffect;
 use crate::error::ErrorKind;
-use crate::tracker::Op;
+use crate::op::Op;
 
 /// What became of one request.
 #[derive(Debug, Clone, Copy)]
@@ -50,118 +50,6 @@ impl Default for Outcome {
     }
 }
 
-/// Counts what a disk does, from any thread.
-#[derive(Debug, Default)]
-pub struct Stats {
-    ops: [Counters; Op::ALL.len()],
-    highest_written: AtomicU64,
-    copied: AtomicU64,
-    zeroes: AtomicU64,
-    same: AtomicU64,
-    /// Failures are rare: a list under a lock, in the order of their first appearance.
-    errors: Mutex<Vec<ErrorCount>>,
-}
-
-/// What is counted for one operation. Times are nanoseconds.
-#[derive(Debug, Default)]
-struct Counters {
-    latency: AtomicDurations,
-    sizes: AtomicSizes,
-    bytes: AtomicU64,
-    total: AtomicU64,
-    failed: AtomicU64,
-    throttled: AtomicU64,
-    waited: AtomicU64,
-}
-
-impl Stats {
-    /// Counts a request that has come to its end.
-    pub fn record(&self, outcome: &Outcome) {
-        let counters = &self.ops[outcome.op as usize];
-        let total = nanoseconds(outcome.total);
-        if let Some(kind) = outcome.error {
-            counters.failed.fetch_add(total, Ordering::Relaxed);
-            self.count_error(outcome.op, kind);
-        } else {
-            counters.latency.record(total);
-            counters.sizes.record(outcome.bytes);
-            counters.bytes.fetch_add(outcome.bytes, Ordering::Relaxed);
-            counters.total.fetch_add(total, Ordering::Relaxed);
-            if matches!(outcome.op, Op::Write | Op::WriteZeroes) {
-                raise(&self.highest_written, outcome.end);
-            }
-        }
-        add(&counters.throttled, nanoseconds(outcome.throttled));
-        add(&counters.waited, nanoseconds(outcome.waited));
-    }
-
-    /// Counts what a write turned out to mean.
-    pub fn add_effect(&self, effect: WriteEffect) {
-        add(&self.copied, effect.copied);
-        add(&self.zeroes, effect.zeroes);
-        add(&self.same, effect.same);
-    }
-
-    /// The accounts now, of requests that have ended. Those that end meanwhile may be in one number and not yet in
-    /// another.
-    pub fn snapshot(&self) -> DiskStats {
-        DiskStats {
-            ops: Op::ALL.map(|op| self.ops[op as usize].snapshot(op)),
-            errors: self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            in_flight: 0,
-            busy: Duration::ZERO,
-            highest_written: self.highest_written.load(Ordering::Relaxed),
-            copied: self.copied.load(Ordering::Relaxed),
-            zeroes: self.zeroes.load(Ordering::Relaxed),
-            same: self.same.load(Ordering::Relaxed),
-        }
-    }
-
-    fn count_error(&self, op: Op, kind: ErrorKind) {
-        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        match errors.iter_mut().find(|error| (error.op, error.kind) == (op, kind)) {
-            Some(error) => error.count += 1,
-            None => errors.push(ErrorCount { op, kind, count: 1 }),
-        }
-    }
-}
-
-impl Counters {
-    fn snapshot(&self, op: Op) -> OpStats {
-        let latency = self.latency.snapshot();
-        let time = |counter: &AtomicU64| Duration::from_nanos(counter.load(Ordering::Relaxed));
-        OpStats {
-            op,
-            operations: latency.count(),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            total: time(&self.total),
-            failed: time(&self.failed),
-            throttled: time(&self.throttled),
-            waited: time(&self.waited),
-            latency,
-            sizes: self.sizes.snapshot(),
-        }
-    }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    // 2⁶⁴ nanoseconds are 584 years.
-    time.as_nanos() as u64
-}
-
-/// Most of what is added is zero, and a look is cheaper than a write.
-fn add(counter: &AtomicU64, amount: u64) {
-    if amount > 0 {
-        counter.fetch_add(amount, Ordering::Relaxed);
-    }
-}
-
-fn raise(highest: &AtomicU64, to: u64) {
-    if highest.load(Ordering::Relaxed) < to {
-        highest.fetch_max(to, Ordering::Relaxed);
-    }
-}
-
 /// The accounts of a disk since it was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskStats {
@@ -183,7 +71,56 @@ pub struct DiskStats {
     pub same: u64,
 }
 
+impl Default for DiskStats {
+    fn default() -> Self {
+        DiskStats {
+            ops: Op::ALL.map(OpStats::new),
+            errors: Vec::new(),
+            in_flight: 0,
+            busy: Duration::ZERO,
+            highest_written: 0,
+            copied: 0,
+            zeroes: 0,
+            same: 0,
+        }
+    }
+}
+
 impl DiskStats {
+    /// Counts a request that has come to its end.
+    pub fn record(&mut self, outcome: &Outcome) {
+        let stats = &mut self.ops[outcome.op as usize];
+        stats.throttled += outcome.throttled;
+        stats.waited += outcome.waited;
+        if let Some(kind) = outcome.error {
+            stats.failed += outcome.total;
+            self.count_error(outcome.op, kind);
+            return;
+        }
+        stats.operations += 1;
+        stats.bytes += outcome.bytes;
+        stats.total += outcome.total;
+        stats.latency.record(outcome.total);
+        stats.sizes[size_index(outcome.bytes)] += 1;
+        if matches!(outcome.op, Op::Write | Op::WriteZeroes) {
+            self.highest_written = self.highest_written.max(outcome.end);
+        }
+    }
+
+    /// Counts what a write turned out to mean.
+    pub fn add_effect(&mut self, effect: WriteEffect) {
+        self.copied += effect.copied;
+        self.zeroes += effect.zeroes;
+        self.same += effect.same;
+    }
+
+    fn count_error(&mut self, op: Op, kind: ErrorKind) {
+        match self.errors.iter_mut().find(|error| (error.op, error.kind) == (op, kind)) {
+            Some(error) => error.count += 1,
+            None => self.errors.push(ErrorCount { op, kind, count: 1 }),
+        }
+    }
+
     /// The accounts of one operation.
     pub fn of(&self, op: Op) -> &OpStats {
         &self.ops[op as usize]
@@ -220,6 +157,20 @@ pub struct OpStats {
 }
 
 impl OpStats {
+    fn new(op: Op) -> Self {
+        OpStats {
+            op,
+            operations: 0,
+            bytes: 0,
+            total: Duration::ZERO,
+            failed: Duration::ZERO,
+            throttled: Duration::ZERO,
+            waited: Duration::ZERO,
+            latency: Durations::default(),
+            sizes: Sizes::default(),
+        }
+    }
+
     /// Time that requests were worked on, succeeded or not.
     pub fn working(&self) -> Duration {
         (self.total + self.failed).saturating_sub(self.throttled + self.waited)
@@ -248,75 +199,36 @@ mod tests {
 
     #[test]
     fn what_succeeded_and_what_failed_is_told_apart() {
-        let stats = Stats::default();
+        let mut stats = DiskStats::default();
         stats.record(&write(8192, 10));
         stats.record(&write(4096, 30));
         stats.record(&Outcome { error: Some(ErrorKind::NoSpace), ..write(1 << 40, 5) });
         stats.record(&Outcome { error: Some(ErrorKind::NoSpace), ..write(1 << 40, 5) });
         stats.record(&Outcome { error: Some(ErrorKind::Io), ..write(1 << 40, 5) });
-        let now = stats.snapshot();
-        let writes = now.of(Op::Write);
+        let writes = stats.of(Op::Write);
         assert_eq!((writes.operations, writes.bytes), (2, 8192));
         assert_eq!((writes.latency.count(), writes.sizes[3]), (2, 2));
         assert_eq!(writes.total, Duration::from_millis(40));
-        assert_eq!(now.weighted(), Duration::from_millis(55), "failed requests took time, too");
-        assert_eq!(now.highest_written, 8192, "what failed was not written");
+        assert_eq!(stats.weighted(), Duration::from_millis(55), "failed requests took time, too");
+        assert_eq!(stats.highest_written, 8192, "what failed was not written");
         assert_eq!(
-            now.errors,
+            stats.errors,
             [
                 ErrorCount { op: Op::Write, kind: ErrorKind::NoSpace, count: 2 },
                 ErrorCount { op: Op::Write, kind: ErrorKind::Io, count: 1 }
             ]
         );
-        assert_eq!(now.of(Op::Read).operations, 0);
+        assert_eq!(stats.of(Op::Read).operations, 0);
     }
 
     #[test]
     fn the_times_of_a_request_add_up() {
-        let stats = Stats::default();
+        let mut stats = DiskStats::default();
         let (throttled, waited) = (Duration::from_millis(3), Duration::from_millis(2));
         stats.record(&Outcome { throttled, waited, ..write(512, 10) });
         stats.record(&Outcome { throttled, error: Some(ErrorKind::Io), ..write(512, 4) });
-        let now = stats.snapshot();
-        let writes = now.of(Op::Write);
+        let writes = stats.of(Op::Write);
         assert_eq!((writes.throttled, writes.waited), (2 * throttled, waited));
         assert_eq!(writes.working(), Duration::from_millis(14 - 6 - 2));
-    }
-
-    #[test]
-    fn many_threads_lose_no_count() {
-        let stats = Stats::default();
-        std::thread::scope(|scope| {
-            for thread in 0..4u64 {
-                let stats = &stats;
-                scope.spawn(move || {
-                    for request in 0..10_000 {
-                        stats.record(&write(thread * 1_000_000 + request, request % 50));
-                    }
-                    stats.add_effect(WriteEffect { copied: 1, zeroes: 2, same: 3, freed: false });
-                });
-            }
-        });
-        let now = stats.snapshot();
-        assert_eq!(now.of(Op::Write).operations, 40_000);
-        assert_eq!(now.of(Op::Write).sizes.iter().sum::<u64>(), 40_000);
-        assert_eq!(now.of(Op::Write).bytes, 40_000 * 4096);
-        assert_eq!(now.highest_written, 3_009_999);
-        assert_eq!((now.copied, now.zeroes, now.same), (4, 8, 12));
-    }
-
-    /// Costs of the accounts of one request. Run with `--release --ignored --nocapture`.
-    #[test]
-    #[ignore = "a measurement, not a test"]
-    fn what_the_accounts_of_a_request_cost() {
-        const REQUESTS: u64 = 2_000_000;
-        let stats = Stats::default();
-        let time = |what: &str, mut request: Box<dyn FnMut(u64) + '_>| {
-            let began = std::time::Instant::now();
-            (0..REQUESTS).for_each(&mut request);
-            println!("{what}: {:.1} ns", began.elapsed().as_secs_f64() * 1e9 / REQUESTS as f64);
-        };
-        time("recorded", Box::new(|number| stats.record(&write(number * 4096, number % 64))));
-        assert_eq!(stats.snapshot().of(Op::Write).operations, REQUESTS);
     }
 }

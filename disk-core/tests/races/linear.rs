@@ -256,8 +256,8 @@ async fn what_many_tasks_read_and_write_has_an_order_for_every_sector() {
     }
     disk.device.close().await.expect("closed");
     compaction.await.expect("it ends with the disk");
-    let waited = disk.device.stats().of(disk_core::tracker::Op::Write).waited;
-    let moved = disk.device.stats().of(disk_core::tracker::Op::Compact).operations;
+    let waited = disk.device.stats().of(disk_core::op::Op::Write).waited;
+    let moved = disk.device.stats().of(disk_core::op::Op::Compact).operations;
     assert!(waited > Duration::ZERO, "nobody ever waited for anybody");
     println!(
         "linear: {} requests of {TASKS} tasks, {events} events, {moved} compactions, {} bytes left, 0 wrong, in {:.0?}",

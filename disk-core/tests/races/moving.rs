@@ -8,7 +8,7 @@ use disk_core::storage::Storage;
 use disk_core::testing::model::stamp;
 use disk_core::testing::{Fault, Op};
 use disk_core::tracker::Stage;
-use disk_core::{ByteRange, tracker};
+use disk_core::{ByteRange, op};
 
 use crate::disk::{BLOCK, Disk, block, settle};
 
@@ -110,7 +110,7 @@ async fn requests_on_a_block_that_moves_wait_until_it_has_moved() {
     disk.top.hold(Op::Read);
     let compaction = tokio::spawn(disk.device.clone().keep_compact());
     disk.top.until_held(1).await;
-    assert!(disk.device.requests().iter().any(|request| request.op == tracker::Op::Compact));
+    assert!(disk.device.requests().iter().any(|request| request.op == op::Op::Compact));
     let writer = disk.start_write(2 * BLOCK + 512, 512, 3);
     let reader = disk.start_read(2 * BLOCK, 4096);
     let elsewhere = disk.start_write(BLOCK, 512, 3);

@@ -3,11 +3,12 @@
 use disk_core::buf::Buf;
 use disk_core::clock::Moment;
 use disk_core::device::Started;
+use disk_core::op;
 use disk_core::testing::Op;
 use disk_core::testing::model::stamp;
 use disk_core::testing::model::target::flat;
 use disk_core::throttle::{self, Dimension, Rate, Rates};
-use disk_core::tracker::{self, Stage};
+use disk_core::tracker::Stage;
 use disk_core::{ByteRange, ErrorKind};
 
 use crate::disk::{BLOCK, Disk, settle};
@@ -30,7 +31,7 @@ async fn what_waits_for_nothing_is_done_where_it_is_started() {
     assert_eq!(flat(&read.expect("read")), stamp(512, 512, 3));
     let stats = disk.device.stats();
     let operations = |op| stats.of(op).operations;
-    assert_eq!((operations(tracker::Op::Write), operations(tracker::Op::Read)), (2, 1));
+    assert_eq!((operations(op::Op::Write), operations(op::Op::Read)), (2, 1));
     assert!(disk.device.requests().is_empty());
     let past = ByteRange::at(disk.device.size(), 1);
     let Started::Done(refused) = disk.device.start_read(&disk.client, past, &mut clock) else {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::buf::Buf;
 use crate::client::Client;
 use crate::device::{Device, DeviceOptions};
+use crate::op::Op;
 use crate::range::ByteRange;
 use crate::storage::{MemStorage, Storage};
 use crate::testing::model::campaign::Figures;
@@ -22,7 +23,6 @@ use crate::testing::model::target::{Connection, Target, data_of};
 use crate::testing::model::{Model, SECTOR, stamp};
 use crate::testing::{CrashStorage, Jitter};
 use crate::throttle::{Limits, Throttle};
-use crate::tracker::Op;
 use futures_util::future::join_all;
 use proptest::prelude::*;
 

@@ -11,6 +11,7 @@ use crate::buf::Buf;
 use crate::chain::StatusExtent;
 use crate::client::Client;
 use crate::device::{Device, DeviceOptions};
+use crate::op::Op;
 use crate::range::ByteRange;
 use crate::storage::{MemStorage, Storage};
 use crate::testing::Jitter;
@@ -20,7 +21,6 @@ use crate::testing::model::request::{Content, Request, Step};
 use crate::testing::model::target::{Answer, Connection, Target, data_of};
 use crate::testing::model::{Model, SECTOR};
 use crate::throttle::{Limits, Throttle};
-use crate::tracker::Op;
 use futures_util::future::join_all;
 use proptest::prelude::*;
 

@@ -17,10 +17,11 @@ use proptest::prelude::*;
 
 use crate::clock::Moment;
 use crate::error::ErrorKind;
+use crate::op::Op;
 use crate::range::ByteRange;
 use crate::testing::mix;
 use crate::testing::model::campaign::Figures;
-use crate::tracker::{Op, RequestInfo, Stage, Ticket, Tracker};
+use crate::tracker::{RequestInfo, Stage, Ticket, Tracker};
 
 /// Bytes of the disk that requests meet on.
 const BYTES: u64 = 24;

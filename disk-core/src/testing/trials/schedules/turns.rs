@@ -16,10 +16,11 @@ use shuttle::thread;
 use super::{add, explore, pause};
 use crate::client::Client;
 use crate::clock::Moment;
+use crate::op::Op;
 use crate::range::ByteRange;
 use crate::testing::model::campaign::Figures;
 use crate::testing::trials::turns::{changes, overlap};
-use crate::tracker::{Op, RequestInfo, Stage, Ticket, Tracker};
+use crate::tracker::{RequestInfo, Stage, Ticket, Tracker};
 
 /// Bytes of the disk that requests meet on.
 const BYTES: u64 = 8;
@@ -266,7 +267,7 @@ impl World {
             return;
         }
         pause(plan.work);
-        self.leave(number, || ticket.finish(Moment::now()));
+        self.leave(number, || ticket.finish(Moment::now(), &Outcome::default()));
     }
 
     fn list(&self, client: &Client, plan: &Plan, number: usize, began: Tick) -> Option<Ticket<&Tracker>> {
