@@ -72,6 +72,8 @@ pub struct Server {
     pub handshake_timeout: Duration,
     /// How long a stop waits for the requests in flight.
     pub drain_timeout: Duration,
+    /// How long the thread of a connection looks for the next request of a quick client before it sleeps.
+    pub busy_poll: Duration,
     /// How files are read and written.
     pub io_engine: IoEngine,
     /// Plain TCP off the loopback interface was allowed.

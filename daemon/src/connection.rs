@@ -11,6 +11,7 @@
 //! when the client is gone without a goodbye never does: who connects again sends it again, and it must not undo what
 //! is acknowledged then.
 
+mod busy_poll;
 mod input;
 mod pace;
 mod presence;
@@ -45,6 +46,7 @@ use crate::request::{self, Context, Going, Started, Write};
 use crate::sender::Lane;
 use crate::socket::Socket;
 use crate::stop::Stop;
+use busy_poll::BusyPoll;
 use input::{Input, RECEIVE};
 use pace::Pace;
 use presence::Presence;
@@ -126,12 +128,22 @@ enum Mood {
     Stopping(Option<Moment>),
 }
 
+/// What a connection is allowed.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Requests that are in flight at once.
+    pub most_in_flight: usize,
+    /// How long it may look for the next request of a quick client before its thread goes to sleep.
+    pub busy_poll: Duration,
+}
+
 /// A connection of one client to one device.
 pub struct Connection {
     socket: Arc<Socket>,
     context: Arc<Context>,
     allowance: Allowance,
     most_in_flight: usize,
+    busy_poll: BusyPoll,
     input: Input,
     /// Bytes that the next receive into `input` takes at most.
     receive_most: usize,
@@ -179,7 +191,7 @@ impl Connection {
         device: Arc<Device>,
         client: Client,
         allowance: Allowance,
-        most_in_flight: usize,
+        terms: Terms,
     ) -> Self {
         socket.widen();
         let (socket, now) = (Arc::new(socket), Moment::now());
@@ -192,7 +204,8 @@ impl Connection {
             socket,
             context: Arc::new(Context { device, client, session }),
             allowance,
-            most_in_flight,
+            most_in_flight: terms.most_in_flight,
+            busy_poll: BusyPoll::new(terms.busy_poll),
             input: Input::new(leftover),
             receive_most: RECEIVE,
             incoming: Incoming::Header,
@@ -266,11 +279,15 @@ impl Connection {
             match self.goes_on(short) {
                 // Once in a while other tasks of the thread get their turn.
                 Ok(true) => consume_budget().await,
-                Ok(false) => {
-                    if let Some(end) = self.wait(&mut watch, short).await {
-                        return end;
+                Ok(false) => match self.poll_busily(short).await {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        if let Some(end) = self.wait(&mut watch, short).await {
+                            return end;
+                        }
                     }
-                }
+                    Err(error) => return End::Gone(error),
+                },
                 Err(error) => return End::Gone(error),
             }
             // Here, and not only where it waits: a client that floods never lets it wait.
@@ -524,25 +541,53 @@ impl Connection {
         !(self.helped || sent)
     }
 
+    /// Looks for the client's next request for a moment, if that is all there is to do and it is likely to come. Returns
+    /// whether anything came.
+    async fn poll_busily(&mut self, short: Short) -> io::Result<bool> {
+        let idle = short == Short::OfInput && self.receives() && !self.works() && !self.has_unsent();
+        if !idle {
+            return Ok(false);
+        }
+        let Some(until) = self.busy_poll.pause(std::time::Instant::now()) else { return Ok(false) };
+        if !self.activity.leaves_cores_to_clients() {
+            return Ok(false);
+        }
+        loop {
+            // Others on this thread come first, each time, and so does news for any of them.
+            yield_now().await;
+            if self.receive_by(Socket::receive_now)? {
+                return Ok(true);
+            }
+            if std::time::Instant::now() >= until {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Receives what is there, if there is room for it. Returns whether anything came.
     fn receive(&mut self) -> io::Result<bool> {
+        self.receive_by(Socket::try_read)
+    }
+
+    fn receive_by(&mut self, read: fn(&Socket, &mut [u8]) -> io::Result<usize>) -> io::Result<bool> {
         if !self.receives() {
             return Ok(false);
         }
         let received = match &mut self.incoming {
             // Straight into its own buffer, past the input.
             Incoming::Payload { buffer, filled, pace, .. } if self.input.is_empty() => {
-                self.socket.try_read(&mut buffer[*filled..]).inspect(|len| {
+                read(&self.socket, &mut buffer[*filled..]).inspect(|len| {
                     *filled += len;
                     pace.moved(*len);
                 })
             }
-            _ => self.input.fill(self.receive_most, |room| self.socket.try_read(room)),
+            _ => self.input.fill(self.receive_most, |room| read(&self.socket, room)),
         };
         match received {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => {
                 self.active = true;
+                self.busy_poll.ended();
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
@@ -554,9 +599,14 @@ impl Connection {
         self.takes_more() && !self.input.is_full()
     }
 
+    /// Whether anything of it is under way.
+    fn works(&self) -> bool {
+        !self.in_flight.is_empty() || self.offload.out() > 0 || self.helped
+    }
+
     /// Whether everything is done that is going to be.
     fn ended(&self) -> Option<End> {
-        let idle = self.in_flight.is_empty() && self.offload.out() == 0 && !self.helped && !self.has_unsent();
+        let idle = !self.works() && !self.has_unsent();
         match self.mood {
             Mood::Leaving if idle => Some(End::Disconnected),
             // What is still being received was never acknowledged: the client sends it again elsewhere.
@@ -579,8 +629,7 @@ impl Connection {
     async fn wait(&mut self, watch: &mut Watch<'_>, short: Short) -> Option<End> {
         let receives = short == Short::OfInput && self.receives();
         let sends = self.has_unsent();
-        let works = !self.in_flight.is_empty() || self.offload.out() > 0 || self.helped;
-        let idle = !works && !sends && matches!(self.incoming, Incoming::Header);
+        let idle = !self.works() && !sends && matches!(self.incoming, Incoming::Header);
         if self.resting && (self.active || !idle) {
             self.resting = false;
             self.activity.set(true);

@@ -44,6 +44,17 @@ impl Activity {
     pub fn leaves_a_core(&self) -> bool {
         ACTIVE.load(Ordering::Relaxed) <= Helpers::get().most
     }
+
+    /// Whether there are likely cores enough for connections to look for requests instead of sleeping: one for each that
+    /// is at work, and one for its client.
+    pub fn leaves_cores_to_clients(&self) -> bool {
+        2 * ACTIVE.load(Ordering::Relaxed) <= cores()
+    }
+}
+
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 impl Drop for Activity {
@@ -70,9 +81,10 @@ impl Helpers {
     /// The ones of this process.
     pub fn get() -> &'static Helpers {
         static HELPERS: OnceLock<Helpers> = OnceLock::new();
-        HELPERS.get_or_init(|| {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            Helpers { most: (cores - 1).min(HELPERS_MOST), state: Mutex::default(), wanted: Condvar::new() }
+        HELPERS.get_or_init(|| Helpers {
+            most: (cores() - 1).min(HELPERS_MOST),
+            state: Mutex::default(),
+            wanted: Condvar::new(),
         })
     }
 

@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::connection::{Connection, End};
+use crate::connection::{Connection, End, Terms};
 use crate::handshake::{self, Failure};
 use crate::listener::Listener;
 use crate::manager::{ClientInfo, Manager};
@@ -139,10 +139,12 @@ impl Server {
             Caller::SelfTest => tracing::debug!(diskchain.export = name, diskchain.client = id, "self-test"),
         }
         let allowance = Allowance::new(self.manager.budget().clone());
-        let most_in_flight = export.disk.plan.max_in_flight.get() as usize;
+        let terms = Terms {
+            most_in_flight: export.disk.plan.max_in_flight.get() as usize,
+            busy_poll: self.manager.server().busy_poll,
+        };
         let device = Arc::clone(&attached);
-        let connection =
-            Connection::new(socket, session, &leftover, device, client, allowance, most_in_flight);
+        let connection = Connection::new(socket, session, &leftover, device, client, allowance, terms);
         let (end, socket) = connection.serve(&self.stop).await;
         // In this order: who sees the last connection end, or the list without it, gets a new overlay.
         drop(attached);

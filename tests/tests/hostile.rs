@@ -283,6 +283,21 @@ fn cpu_ticks(server: &Server) -> u64 {
 }
 
 #[test]
+fn a_client_that_falls_silent_after_quick_requests_costs_no_processor_time() {
+    let (_chain, server) = served("busy_poll = \"1ms\"");
+    let mut client = server.connect("");
+    for _ in 0..2000 {
+        client.read(0, 512).expect("read");
+    }
+    let used = cpu_ticks(&server);
+    std::thread::sleep(Duration::from_secs(2));
+    let used = cpu_ticks(&server) - used;
+    assert!(used < 20, "{used} hundredths of a second in two seconds of silence");
+    client.disconnect().expect("a clean goodbye");
+    server.stop();
+}
+
+#[test]
 fn a_daemon_without_descriptors_rests_serves_on_and_recovers() {
     let (_chain, mut server) = served("");
     let mut good = server.connect("");

@@ -35,6 +35,7 @@ pub(super) fn server(settings: &Settings, sockets: &DefaultSockets, findings: &m
         max_buffer_memory: settings.value("max_buffer_memory"),
         handshake_timeout: settings.value("handshake_timeout"),
         drain_timeout: settings.value("drain_timeout"),
+        busy_poll: settings.value("busy_poll"),
         io_engine: settings.word("io_engine", IoEngine::from_word),
         insecure: settings.value("insecure"),
     }

@@ -24,6 +24,7 @@ use super::*;
 use crate::memory::{Budget, PRIVATE};
 
 const SIZE: u64 = 1 << 20;
+const TERMS: Terms = Terms { most_in_flight: 128, busy_poll: Duration::from_micros(50) };
 
 /// One export of every name.
 struct One;
@@ -91,7 +92,8 @@ async fn connected(limits: Limits, budget: u64) -> (Connection, UnixStream) {
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let allowance = Allowance::new(Budget::new(budget));
     let session = session(&[(1, b"disk")]);
-    let connection = Connection::new(Socket::Unix(ours), session, &[], device, Client::new(), allowance, 128);
+    let connection =
+        Connection::new(Socket::Unix(ours), session, &[], device, Client::new(), allowance, TERMS);
     (connection, theirs)
 }
 
@@ -405,4 +407,32 @@ async fn room_that_a_helper_makes_while_a_connection_turns_to_wait_is_found_at_o
         assert_eq!(connection.outbox.queued(), 16 + 4096, "{comes:?}: the read is answered");
         assert_eq!(began.elapsed(), Duration::ZERO, "{comes:?}: nobody had to ring for it");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_came_back_at_once_is_looked_for_while_others_on_the_thread_go_on() {
+    let (mut connection, mut client) = connected(Limits::default(), SIZE).await;
+    let looks = connection.activity.leaves_cores_to_clients();
+    // Any pause is a short one.
+    connection.busy_poll = BusyPoll::new(Duration::from_secs(60));
+    assert!(
+        !connection.poll_busily(Short::OfInput).await.expect("no error"),
+        "nothing is known of the client"
+    );
+    client.write_all(&[0; 28]).await.expect("sent");
+    connection.socket.ready(Interest::READABLE).await.expect("ready");
+    assert!(connection.receive().expect("received"));
+
+    let (done, client) = tokio::join!(connection.poll_busily(Short::OfInput), async move {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        client.write_all(&[0; 28]).await.expect("sent");
+        client
+    });
+    // Without cores for both nobody is looked for.
+    assert_eq!(done.expect("no error"), looks);
+    assert_eq!(connection.input.bytes().len(), if looks { 56 } else { 28 });
+
+    // It is looked for again, and is gone.
+    drop(client);
+    assert_eq!(connection.poll_busily(Short::OfInput).await.is_err(), looks);
 }

@@ -111,15 +111,13 @@ async fn connect(
 ) -> Pair {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let (device, allowance, stop) = (Arc::clone(device), Allowance::new(budget.clone()), stop.clone());
-    let (shelf, most_in_flight) = (shelf.clone(), script.most_in_flight());
+    let (shelf, terms) = (shelf.clone(), script.terms());
     let served = tokio::spawn(async move {
         let socket = Socket::Unix(theirs);
         let agreed = handshake::negotiate(&socket, &shelf, PATIENCE).await;
         let (session, leftover) = agreed.expect("a lawful handshake");
         let client = Client::new();
-        Connection::new(socket, session, &leftover, device, client, allowance, most_in_flight)
-            .serve(&stop)
-            .await;
+        Connection::new(socket, session, &leftover, device, client, allowance, terms).serve(&stop).await;
     });
     Pair { player: Player::connect(ours, hello).await, served }
 }

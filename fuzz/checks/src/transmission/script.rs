@@ -1,6 +1,9 @@
 //! What the clients of one input do.
 
+use std::time::Duration;
+
 use arbitrary::{Arbitrary, Unstructured};
+use diskchain::connection::Terms;
 use nbd_wire::client::{Choice, Headers, Wish};
 
 use crate::Many;
@@ -189,8 +192,9 @@ impl Script {
         if self.small_budget { 16 << 10 } else { 4 << 20 }
     }
 
-    pub fn most_in_flight(&self) -> usize {
-        usize::from(self.most_in_flight % 16) + 1
+    pub fn terms(&self) -> Terms {
+        let most_in_flight = usize::from(self.most_in_flight % 16) + 1;
+        Terms { most_in_flight, busy_poll: Duration::from_micros(u64::from(self.most_in_flight) % 64) }
     }
 
     pub fn stops(&self) -> bool {
