@@ -239,8 +239,8 @@ static SERVER: Section = Section {
             Kind::Duration(Duration::ZERO, Duration::from_millis(1)),
             "\"50us\"",
             "How long a connection looks for the next request before it sleeps, after a client came back that \
-             quickly and while there are cores to spare. It halves the time of requests that come one by one \
-             and takes processor time meanwhile. `\"0s\"`: never.",
+             quickly and while there are cores to spare. Requests that come one by one are answered a third \
+             sooner or more, for processor time meanwhile. `\"0s\"`: never.",
         ),
         key(
             "io_engine",

@@ -320,6 +320,7 @@ impl Connection {
                 let parsed = Request::parse(self.input.bytes(), style).map_err(End::Violation)?;
                 let Some((request, len)) = parsed else { return Ok(Short::OfInput) };
                 self.input.consume(len);
+                self.busy_poll.took_request();
                 if let Some(going) = self.take(request).map_err(End::Violation)? {
                     self.keep(going).await;
                 }
@@ -548,20 +549,21 @@ impl Connection {
         if !idle {
             return Ok(false);
         }
-        let Some(until) = self.busy_poll.pause(std::time::Instant::now()) else { return Ok(false) };
+        let mut now = std::time::Instant::now();
+        let Some(until) = self.busy_poll.pause(now) else { return Ok(false) };
         if !self.activity.leaves_cores_to_clients() {
             return Ok(false);
         }
-        loop {
-            // Others on this thread come first, each time, and so does news for any of them.
-            yield_now().await;
+        while now < until {
+            if self.busy_poll.is_turn_of_others(now) {
+                yield_now().await;
+            }
             if self.receive_by(Socket::receive_now)? {
                 return Ok(true);
             }
-            if std::time::Instant::now() >= until {
-                return Ok(false);
-            }
+            now = std::time::Instant::now();
         }
+        Ok(false)
     }
 
     /// Receives what is there, if there is room for it. Returns whether anything came.
