@@ -1,6 +1,6 @@
 //! One run of one load against one server, and what it brought.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -90,6 +90,8 @@ pub fn until_answered(
         if lengths.window >= WINDOW_MOST {
             return Err(io::Error::other(format!("nothing was answered in {:?}", lengths.window)));
         }
+        // Nobody may be looking.
+        let _ = writeln!(io::stderr(), "nothing was answered in {:?}: once more, for longer", lengths.window);
         lengths.window = (lengths.window * 2).clamp(Duration::from_millis(1), WINDOW_MOST);
     }
 }

@@ -545,7 +545,11 @@ impl Connection {
     /// Looks for the client's next request for a moment, if that is all there is to do and it is likely to come. Returns
     /// whether anything came.
     async fn poll_busily(&mut self, short: Short) -> io::Result<bool> {
-        let idle = short == Short::OfInput && self.receives() && !self.works() && !self.has_unsent();
+        let idle = short == Short::OfInput
+            && matches!(self.incoming, Incoming::Header)
+            && self.receives()
+            && !self.works()
+            && !self.has_unsent();
         if !idle {
             return Ok(false);
         }

@@ -356,7 +356,7 @@ fn completed_as(disk: &Disk, op: Op) -> Completed {
     let mut done = Completed::default();
     for stats in [Some(op), with].into_iter().flatten().map(|op| disk.stats.of(op)) {
         done.operations += stats.operations;
-        done.bytes += stats.bytes;
+        done.bytes = done.bytes.wrapping_add(stats.bytes);
         done.time += stats.total;
     }
     done

@@ -29,8 +29,8 @@ pub const ALIGNMENT: usize = 4096;
 /// gives their pages back to the kernel.
 const CLASSES: usize = 10;
 
-/// Bytes that are kept for reuse at most, all classes together, so that an idle daemon is a small one: about what four
-/// connections at full speed have in use.
+/// Bytes that are kept for reuse at most, all classes together, besides what threads keep near, so that an idle daemon is a
+/// small one: about what four connections at full speed have in use.
 const KEPT_MOST: u64 = 8 << 20;
 
 /// Chunks of 4 KiB that a thread keeps near: those of a batch of small requests.

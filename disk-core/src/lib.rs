@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   device   the life of a request: ticket, throttle, turn, work, accounts
-//!     ├─ throttle, tracker ─▶ stats
+//!     ├─ throttle, tracker
 //!     └─ chain      read, write with copy-on-write, zero, discard, status, over layers
 //!          └─ format     where bytes are: raw, vdi      ◀─ open   from file names to the layers of a chain
 //!               └─ storage    bytes in a file: engines, cache modes, alignment, locks
-//!                    └─ buf, clock, range, op, sync, error
+//!                    └─ stats, buf, clock, range, op, sync, error
 //! ```
 //! A module names only modules below it; `planted`, for tests, is named wherever a bug is planted. `unsafe` is denied except in `buf` and `storage::uring`.
 

@@ -20,13 +20,12 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::sync::Notify;
 
-use crate::chain::WriteEffect;
 use crate::clock::Moment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::op::Op;
 use crate::planted::{Bug, planted};
 use crate::range::ByteRange;
-use crate::stats::{DiskStats, Outcome};
+use crate::stats::{DiskStats, Outcome, WriteEffect};
 use crate::sync::{Mutex, MutexGuard};
 
 /// How far a listed request has come.
@@ -366,10 +365,11 @@ impl<T: Deref<Target = Tracker>> Ticket<T> {
         }
         let mut wake = Vec::new();
         let mut state = self.tracker.lock();
-        state.finish(self.key, self.claimed, now, &mut wake);
+        // First what could fail, however unlikely: nobody waits for it.
         if let Some(outcome) = outcome {
             state.ended.record(outcome);
         }
+        state.finish(self.key, self.claimed, now, &mut wake);
         let drained = state.listed.is_empty() && mem::take(&mut state.draining);
         drop(state);
         wake.into_iter().for_each(Waker::wake);

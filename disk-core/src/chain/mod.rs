@@ -30,7 +30,7 @@ use crate::storage::Storage;
 
 pub use read::Reading;
 pub use status::StatusExtent;
-pub use write::{WriteEffect, Writing};
+pub use write::Writing;
 
 /// Copies for copy-on-write, and comparisons with what lies below, that are under way at once; each takes up to [`FILL_STEP`] bytes of memory.
 const FILLS_AT_ONCE: usize = 16;

@@ -16,36 +16,8 @@ use crate::buf::{Buf, is_zero};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Before, Place, Reservation, Reserved, Space};
 use crate::range::ByteRange;
+use crate::stats::WriteEffect;
 use crate::storage::{Completion, Zero};
-
-/// What a write did besides being carried out, for the accounts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct WriteEffect {
-    /// Bytes copied up from the layers below.
-    pub copied: u64,
-    /// Bytes that were zeroes and took no space.
-    pub zeroes: u64,
-    /// Bytes that a differencing image read already and that were left out.
-    pub same: u64,
-    /// Blocks may have lost their place.
-    pub freed: bool,
-}
-
-impl WriteEffect {
-    /// Whether there is anything in it to be counted, which is rare.
-    pub fn counts(self) -> bool {
-        self.copied | self.zeroes | self.same > 0
-    }
-}
-
-impl std::ops::AddAssign for WriteEffect {
-    fn add_assign(&mut self, other: Self) {
-        self.copied += other.copied;
-        self.zeroes += other.zeroes;
-        self.same += other.same;
-        self.freed |= other.freed;
-    }
-}
 
 /// A write to a chain, as far as it has come.
 #[derive(Debug)]

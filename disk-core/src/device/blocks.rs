@@ -4,9 +4,10 @@
 
 use super::Device;
 use crate::buf::{Buf, Pool};
-use crate::chain::{Piece, WriteEffect};
+use crate::chain::Piece;
 use crate::error::Result;
 use crate::range::ByteRange;
+use crate::stats::WriteEffect;
 
 impl Device {
     pub(super) fn in_logical_blocks(&self, range: ByteRange) -> ByteRange {

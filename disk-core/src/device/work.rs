@@ -3,9 +3,10 @@
 use super::Device;
 use super::life::Work;
 use crate::buf::Buf;
-use crate::chain::{Pieces, Reading, WriteEffect, Writing};
+use crate::chain::{Pieces, Reading, Writing};
 use crate::error::Result;
 use crate::range::ByteRange;
+use crate::stats::WriteEffect;
 
 impl Work for Reading {
     type Output = Pieces;

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use histogram::size_index;
 
-use crate::chain::WriteEffect;
 use crate::error::ErrorKind;
 use crate::op::Op;
 
@@ -47,6 +46,35 @@ impl Default for Outcome {
             waited: Duration::ZERO,
             total: Duration::ZERO,
         }
+    }
+}
+
+/// What a write did besides being carried out, for the accounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WriteEffect {
+    /// Bytes copied up from the layers below.
+    pub copied: u64,
+    /// Bytes that were zeroes and took no space.
+    pub zeroes: u64,
+    /// Bytes that a differencing image read already and that were left out.
+    pub same: u64,
+    /// Blocks may have lost their place.
+    pub freed: bool,
+}
+
+impl WriteEffect {
+    /// Whether there is anything in it to be counted, which is rare.
+    pub fn counts(self) -> bool {
+        self.copied | self.zeroes | self.same > 0
+    }
+}
+
+impl std::ops::AddAssign for WriteEffect {
+    fn add_assign(&mut self, other: Self) {
+        self.copied += other.copied;
+        self.zeroes += other.zeroes;
+        self.same += other.same;
+        self.freed |= other.freed;
     }
 }
 
@@ -98,7 +126,8 @@ impl DiskStats {
             return;
         }
         stats.operations += 1;
-        stats.bytes += outcome.bytes;
+        // Around, as all counters do at their end: four requests about a whole disk of 4 EiB get there.
+        stats.bytes = stats.bytes.wrapping_add(outcome.bytes);
         stats.total += outcome.total;
         stats.latency.record(outcome.total);
         stats.sizes[size_index(outcome.bytes)] += 1;
@@ -219,6 +248,15 @@ mod tests {
             ]
         );
         assert_eq!(stats.of(Op::Read).operations, 0);
+    }
+
+    #[test]
+    fn bytes_beyond_all_bounds_begin_again_and_break_nothing() {
+        let mut stats = DiskStats::default();
+        for _ in 0..3 {
+            stats.record(&Outcome { op: Op::Cache, bytes: u64::MAX / 2, ..Outcome::default() });
+        }
+        assert_eq!((stats.of(Op::Cache).operations, stats.of(Op::Cache).bytes), (3, u64::MAX / 2 - 2));
     }
 
     #[test]

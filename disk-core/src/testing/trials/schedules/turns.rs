@@ -18,6 +18,7 @@ use crate::client::Client;
 use crate::clock::Moment;
 use crate::op::Op;
 use crate::range::ByteRange;
+use crate::stats::Outcome;
 use crate::testing::model::campaign::Figures;
 use crate::testing::trials::turns::{changes, overlap};
 use crate::tracker::{RequestInfo, Stage, Ticket, Tracker};
@@ -157,7 +158,7 @@ fn execute(case: &Arc<Case>) -> Reached {
     for thread in threads {
         thread.join().expect("a thread that panics ends the execution");
     }
-    assert_eq!((world.tracker.in_flight(), world.tracker.load().0), (0, 0), "all have left");
+    assert_eq!((world.tracker.in_flight(), world.tracker.stats().in_flight), (0, 0), "all have left");
     world.oracle(|oracle| oracle.reached)
 }
 
