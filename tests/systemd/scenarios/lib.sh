@@ -27,7 +27,14 @@ within() {
 
 property() { systemctl show --property "$1" --value "${2:-diskchain.service}"; }
 
-expect_state() { expect "state of ${2:-diskchain.service}" "$(property ActiveState "${2:-}")" "$1"; }
+is_settled() { [[ "$(property ActiveState "$1")" != *ing ]]; }
+
+# expect_state WANTED [UNIT]. A client may have been served before systemd has heard that the daemon is ready.
+expect_state() {
+    local unit=${2:-diskchain.service}
+    within 10 is_settled "$unit"
+    expect "state of $unit" "$(property ActiveState "$unit")" "$1"
+}
 
 # Lines of the daemon since the machine started.
 daemon_log() { journalctl --no-pager --output cat --unit diskchain.service; }
